@@ -1,0 +1,1 @@
+//! The decode loop shared by every local engine.

@@ -1,0 +1,1 @@
+//! Model files: bounded readers that look before an engine loads.

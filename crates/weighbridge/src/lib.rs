@@ -1,0 +1,1 @@
+//! Weigh open-weight against closed-weight models on your own workload.

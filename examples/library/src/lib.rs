@@ -1,0 +1,1 @@
+//! Weighbridge as a library.

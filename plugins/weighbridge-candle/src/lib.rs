@@ -1,0 +1,1 @@
+//! Weighbridge plugin: Llama-family models in pure Rust on candle-core.

@@ -1,0 +1,1 @@
+//! Weighbridge plugin: models behind OpenAI-compatible servers.
