@@ -1,0 +1,339 @@
+//! Two candidates on the same samples: where they agree, where they differ, where one fails.
+
+mod evidence;
+mod numbers;
+mod slices;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use weighbridge_core::Outcome;
+
+use crate::plan::Plan;
+use crate::record::ObservationRecord;
+use crate::run::CallId;
+use crate::scoring::Scores;
+use crate::suite::Decision;
+
+pub(crate) use evidence::thousands as count;
+pub use evidence::{Cause, Evidence, EvidenceKind};
+pub(crate) use numbers::power_line;
+pub use numbers::{Difference, Interval};
+pub use slices::{SliceComparison, SliceFinding};
+
+/// Below so many pairs a comparison is a reading sheet: it can show a failure, never equality.
+pub const MIN_PAIRS: usize = 30;
+
+/// Largest tolerated difference between the shares of missing answers, in percentage points.
+pub const MAX_MISSING_GAP_POINTS: f64 = 1.0;
+
+/// How many samples both, one, or neither got right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PairTable {
+    /// Both right.
+    pub both: u64,
+    /// Only the reference right.
+    pub only_reference: u64,
+    /// Only the candidate right.
+    pub only_candidate: u64,
+    /// Neither right.
+    pub neither: u64,
+}
+
+impl PairTable {
+    /// All pairs.
+    pub fn n(&self) -> u64 {
+        self.both + self.only_reference + self.only_candidate + self.neither
+    }
+}
+
+/// Samples without an answer of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Failures {
+    /// Only the reference failed.
+    pub only_reference: u64,
+    /// Only the candidate failed.
+    pub only_candidate: u64,
+    /// Both failed.
+    pub both: u64,
+    /// Exact McNemar on failed / not failed; `None` if nobody failed.
+    pub p_value: Option<f64>,
+}
+
+/// The difference under four assumptions about missing scores, in percentage points.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MissingAnalysis {
+    /// Pairs scored on both sides only.
+    pub available: Option<Difference>,
+    /// A missing score counts as wrong.
+    pub as_wrong: Option<Difference>,
+    /// Missing scores of the candidate count as wrong, those of the reference as right.
+    pub worst: Option<Difference>,
+    /// The other way round.
+    pub best: Option<Difference>,
+}
+
+/// What the data could have shown.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Power {
+    /// Smallest true difference found in 80 % of runs of this size, in percentage points.
+    pub detectable_points: Option<f64>,
+    /// Samples that prove the observed difference, if it is the true one, in 80 % of runs: a
+    /// loss within the margin, or beyond zero where it is not.
+    pub n_if_real: Option<u64>,
+    /// Samples that prove no loss beyond the margin, if there is no difference, in 80 % of runs.
+    pub n_if_zero: Option<u64>,
+}
+
+/// One candidate held against the reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Comparison {
+    /// The yardstick.
+    pub reference: String,
+    /// Who is held against it.
+    pub candidate: String,
+    /// The evaluator that decides; `None`: nothing says what is right, and only agreement is shown.
+    pub evaluator: Option<String>,
+    /// Samples scored on both sides.
+    pub n_pairs: u64,
+    /// The 2×2 table, for scores that are only right or wrong.
+    pub table: Option<PairTable>,
+    /// Samples whose answers are the same text but for white space, of those both answered.
+    pub n_same_answer: u64,
+    /// Samples that both answered.
+    pub n_both_answered: u64,
+    /// Who failed outright.
+    pub failures: Failures,
+    /// Candidate minus reference, over the pairs.
+    pub difference: Option<Difference>,
+    /// The same under other assumptions, if anything is missing.
+    pub missing: Option<MissingAnalysis>,
+    /// What the data could have shown.
+    pub power: Power,
+    /// The same per slice.
+    pub slices: Vec<SliceComparison>,
+    /// What follows.
+    pub evidence: Evidence,
+}
+
+/// The pairs of one comparison, ready for the numbers.
+pub(crate) struct Pairs {
+    pub(crate) reference: Vec<Option<f64>>,
+    pub(crate) candidate: Vec<Option<f64>>,
+    /// Cluster of each row, if the suite declares any.
+    pub(crate) clusters: Option<Vec<usize>>,
+}
+
+impl Pairs {
+    /// Rows scored on both sides, restricted to those where `keep` holds.
+    fn complete(&self, keep: impl Fn(usize) -> bool) -> numbers::Scored {
+        let mut scored = numbers::Scored::default();
+        for (i, (a, b)) in self.reference.iter().zip(&self.candidate).enumerate() {
+            if let (Some(a), Some(b)) = (a, b)
+                && keep(i)
+            {
+                scored.push(*a, *b, self.clusters.as_ref().map(|c| c[i]));
+            }
+        }
+        scored
+    }
+
+    /// All rows, missing scores replaced.
+    fn filled(&self, reference: f64, candidate: f64) -> numbers::Scored {
+        let mut scored = numbers::Scored::default();
+        for (i, (a, b)) in self.reference.iter().zip(&self.candidate).enumerate() {
+            scored.push(
+                a.unwrap_or(reference),
+                b.unwrap_or(candidate),
+                self.clusters.as_ref().map(|c| c[i]),
+            );
+        }
+        scored
+    }
+}
+
+/// Holds one candidate against another.
+pub fn compare(
+    plan: &Plan,
+    observations: &HashMap<CallId, ObservationRecord>,
+    scores: &Scores,
+    reference_idx: usize,
+    candidate_idx: usize,
+) -> Comparison {
+    let decision = &plan.suite.decision;
+    let has_evaluator = !plan.evaluators.is_empty();
+    let n_rows = plan.dataset.rows.len();
+    let per_row = |arm_idx| match has_evaluator {
+        true => scores.per_row(0, arm_idx),
+        false => vec![None; n_rows],
+    };
+    let pairs = Pairs {
+        reference: per_row(reference_idx),
+        candidate: per_row(candidate_idx),
+        clusters: cluster_ids(plan),
+    };
+    let scored = pairs.complete(|_| true);
+    let difference = numbers::difference(&scored, decision.confidence);
+    let answers = |arm_idx| answers_of(plan, observations, arm_idx);
+    let (reference_answers, candidate_answers) = (answers(reference_idx), answers(candidate_idx));
+    let failures = failures(&reference_answers, &candidate_answers);
+    let (n_same_answer, n_both_answered) = agreement(&reference_answers, &candidate_answers);
+    let missing = has_missing(&pairs).then(|| MissingAnalysis {
+        available: difference.clone(),
+        as_wrong: numbers::difference(&pairs.filled(0.0, 0.0), decision.confidence),
+        worst: numbers::difference(&pairs.filled(1.0, 0.0), decision.confidence),
+        best: numbers::difference(&pairs.filled(0.0, 1.0), decision.confidence),
+    });
+    let power = numbers::power(&scored, difference.as_ref(), decision);
+    let slices = slices::compare(plan, &pairs, decision);
+    let evidence = evidence::judge(&evidence::Facts {
+        has_evaluator,
+        n_pairs: scored.len(),
+        n_rows,
+        failures: &failures,
+        difference: difference.as_ref(),
+        missing: missing.as_ref(),
+        power: &power,
+        decision,
+    });
+    Comparison {
+        reference: plan.arms[reference_idx].candidate.name.clone(),
+        candidate: plan.arms[candidate_idx].candidate.name.clone(),
+        evaluator: plan.evaluators.first().map(|(name, _)| name.clone()),
+        n_pairs: scored.len() as u64,
+        table: scored.table(),
+        n_same_answer,
+        n_both_answered,
+        failures,
+        difference,
+        missing,
+        power,
+        slices,
+        evidence,
+    }
+}
+
+fn has_missing(pairs: &Pairs) -> bool {
+    let any_score = pairs.reference.iter().chain(&pairs.candidate).any(Option::is_some);
+    any_score && pairs.reference.iter().chain(&pairs.candidate).any(Option::is_none)
+}
+
+/// Cluster number of each row; rows of one cluster share it.
+fn cluster_ids(plan: &Plan) -> Option<Vec<usize>> {
+    plan.suite.data.cluster.as_ref()?;
+    let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+    let ids = plan
+        .dataset
+        .rows
+        .iter()
+        .map(|row| {
+            let next = numbers.len();
+            *numbers.entry(row.cluster.as_deref().unwrap_or("")).or_insert(next)
+        })
+        .collect();
+    Some(ids)
+}
+
+/// What a candidate said to each row the first time.
+enum Said<'a> {
+    Answer(&'a str),
+    /// No answer of the model: an infrastructure failure, or never asked.
+    Nothing,
+    /// Not asked on purpose; neither an answer nor a failure.
+    Withheld,
+}
+
+fn answers_of<'a>(
+    plan: &Plan,
+    observations: &'a HashMap<CallId, ObservationRecord>,
+    arm_idx: usize,
+) -> Vec<Said<'a>> {
+    (0..plan.dataset.rows.len())
+        .map(|row_idx| match observations.get(&CallId { arm_idx, row_idx, repeat: 0 }) {
+            Some(record) if record.outcome == Outcome::Withheld => Said::Withheld,
+            Some(record) if record.outcome.is_scored() => Said::Answer(&record.text),
+            _ => Said::Nothing,
+        })
+        .collect()
+}
+
+fn failures(reference: &[Said<'_>], candidate: &[Said<'_>]) -> Failures {
+    let mut failures = Failures::default();
+    let mut n_neither = 0;
+    for pair in reference.iter().zip(candidate) {
+        match pair {
+            (Said::Withheld, _) | (_, Said::Withheld) => {}
+            (Said::Nothing, Said::Nothing) => failures.both += 1,
+            (Said::Nothing, Said::Answer(_)) => failures.only_reference += 1,
+            (Said::Answer(_), Said::Nothing) => failures.only_candidate += 1,
+            (Said::Answer(_), Said::Answer(_)) => n_neither += 1,
+        }
+    }
+    if failures.only_reference + failures.only_candidate + failures.both > 0 {
+        let table = PairTable {
+            both: failures.both,
+            only_reference: failures.only_reference,
+            only_candidate: failures.only_candidate,
+            neither: n_neither,
+        };
+        failures.p_value = numbers::mcnemar(&table);
+    }
+    failures
+}
+
+fn agreement(reference: &[Said<'_>], candidate: &[Said<'_>]) -> (u64, u64) {
+    let mut same = 0;
+    let mut both = 0;
+    for pair in reference.iter().zip(candidate) {
+        if let (Said::Answer(a), Said::Answer(b)) = pair {
+            both += 1;
+            if a.split_whitespace().eq(b.split_whitespace()) {
+                same += 1;
+            }
+        }
+    }
+    (same, both)
+}
+
+/// Formats percentage points with sign, as in `−3.3`.
+pub(crate) fn points(value: f64) -> String {
+    let rounded = (value * 10.0).round() / 10.0;
+    match rounded {
+        r if r < 0.0 => format!("\u{2212}{:.1}", -r),
+        r if r > 0.0 => format!("+{r:.1}"),
+        _ => "0.0".to_owned(),
+    }
+}
+
+/// The margin of a decision as a fraction.
+pub(crate) fn margin(decision: &Decision) -> f64 {
+    decision.margin_points / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_have_a_sign_and_one_digit() {
+        assert_eq!(points(-3.34), "−3.3");
+        assert_eq!(points(2.0), "+2.0");
+        assert_eq!(points(-0.04), "0.0");
+    }
+
+    #[test]
+    fn withheld_samples_are_no_failures() {
+        let reference = [Said::Answer("a b"), Said::Nothing, Said::Withheld, Said::Nothing];
+        let candidate =
+            [Said::Answer("a  b\n"), Said::Answer("x"), Said::Answer("y"), Said::Nothing];
+        let failures = failures(&reference, &candidate);
+        assert_eq!((failures.only_reference, failures.only_candidate, failures.both), (1, 0, 1));
+        assert_eq!(failures.p_value, Some(1.0));
+        assert_eq!(agreement(&reference, &candidate), (1, 1));
+    }
+}

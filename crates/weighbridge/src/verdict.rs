@@ -1,0 +1,433 @@
+//! From evidence to action. The burden of proof lies on change.
+
+use serde::{Deserialize, Serialize};
+use weighbridge_core::{Placement, Weights};
+
+use crate::compare::{Cause, Comparison, EvidenceKind, SliceFinding};
+use crate::report::{CandidateReport, ControlReport, Report};
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Action {
+    /// Keep the candidate in use.
+    Stay,
+    /// Change to the challenger.
+    Switch,
+    /// Send some slices to the challenger, keep the others.
+    Hybrid,
+    /// Nothing is proven, and what was seen speaks for the challenger: try it beside the one in use.
+    Pilot,
+    /// No advice can be given.
+    NotEnoughEvidence,
+}
+
+/// How an axis bears on the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Bearing {
+    /// It decides.
+    Decides,
+    /// Known, and it does not change the decision.
+    DoesNotMatter,
+    /// Not known.
+    Unknown,
+}
+
+/// One axis of the decision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Axis {
+    /// `quality`, `cost`, `latency`, `egress`, `licence` or `effort`.
+    pub name: String,
+    /// How it bears on the decision.
+    pub bearing: Bearing,
+    /// In words.
+    pub text: String,
+}
+
+/// What follows from the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// What to do.
+    pub action: Action,
+    /// The candidate in use.
+    pub current: String,
+    /// The challenger it is about, if there is one.
+    pub challenger: Option<String>,
+    /// For [`Action::Hybrid`]: slices to send to the challenger.
+    pub slices: Vec<String>,
+    /// In one sentence, or two.
+    pub sentence: String,
+    /// The axes.
+    pub axes: Vec<Axis>,
+    /// The next step.
+    pub next: String,
+}
+
+/// Smallest share of the samples that makes a hybrid worth its effort.
+const MIN_HYBRID_SHARE: f64 = 0.2;
+
+/// A challenger that is this many times slower, in the median, is worth a word.
+const LATENCY_RATIO: f64 = 1.5;
+
+/// Draws the verdict. `report.verdict` is not read.
+pub fn judge(report: &Report) -> Verdict {
+    let current = report.candidates.iter().find(|c| c.is_current);
+    let current_name = current.map_or(String::new(), |c| c.name.clone());
+    if let Some(failed) = report.controls.iter().find(|c| !c.passed) {
+        return broken_scale(&current_name, failed);
+    }
+    let best = report.comparisons.iter().max_by(|a, b| {
+        let key = |c: &Comparison| {
+            let gap = c.difference.as_ref().map_or(f64::NEG_INFINITY, |d| d.points);
+            (rank(c.evidence.kind), gap)
+        };
+        let (a, b) = (key(a), key(b));
+        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    });
+    let (Some(comparison), Some(current)) = (best, current) else {
+        return Verdict {
+            action: Action::NotEnoughEvidence,
+            current: current_name.clone(),
+            challenger: None,
+            slices: Vec::new(),
+            sentence: format!(
+                "Nothing to compare {current_name} with: the suite has no other candidate."
+            ),
+            axes: Vec::new(),
+            next: "add a second [[candidate]] to the suite".to_owned(),
+        };
+    };
+    let challenger = report
+        .candidates
+        .iter()
+        .find(|c| c.name == comparison.candidate)
+        .expect("comparisons are between candidates of the report");
+    decide(report, comparison, current, challenger)
+}
+
+fn rank(kind: EvidenceKind) -> u8 {
+    match kind {
+        EvidenceKind::Better => 3,
+        EvidenceKind::NonInferior => 2,
+        EvidenceKind::NotProven => 1,
+        EvidenceKind::Worse => 0,
+    }
+}
+
+fn broken_scale(current: &str, failed: &ControlReport) -> Verdict {
+    Verdict {
+        action: Action::NotEnoughEvidence,
+        current: current.to_owned(),
+        challenger: None,
+        slices: Vec::new(),
+        sentence: format!(
+            "No verdict: the control \u{201c}{}\u{201d} did not come out as it must ({}), so this \
+             set-up cannot be trusted.",
+            failed.name, failed.finding
+        ),
+        axes: Vec::new(),
+        next: "look at the control's comparison in report.html".to_owned(),
+    }
+}
+
+struct Gains {
+    /// The challenger is cheaper, dearer, or it is not known.
+    cheaper: Option<bool>,
+    /// Prompts stay on this machine with the challenger and do not with the one in use.
+    stays_here: bool,
+}
+
+fn gains(current: &CandidateReport, challenger: &CandidateReport) -> Gains {
+    let cheaper = match (&current.cost, &challenger.cost) {
+        (Some(a), Some(b)) => Some(b.per_call_usd < a.per_call_usd),
+        _ => None,
+    };
+    let leaves = |c: &CandidateReport| {
+        !matches!(c.card.placement, Placement::InProcess | Placement::Recorded)
+    };
+    Gains { cheaper, stays_here: leaves(current) && !leaves(challenger) }
+}
+
+fn decide(
+    report: &Report,
+    comparison: &Comparison,
+    current: &CandidateReport,
+    challenger: &CandidateReport,
+) -> Verdict {
+    let gains = gains(current, challenger);
+    let evidence = &comparison.evidence;
+    let worse_slices = slices_of(comparison, &[SliceFinding::Worse]);
+    let good = slices_of(comparison, &[SliceFinding::NonInferior, SliceFinding::Better]);
+    let share = share_of(comparison, &good, report.data.n_samples);
+    let (from, to) = (&current.name, &challenger.name);
+    let has_gain = gains.stays_here || gains.cheaper == Some(true);
+    let action = match evidence.kind {
+        EvidenceKind::Better if worse_slices.is_empty() => Action::Switch,
+        EvidenceKind::NonInferior if worse_slices.is_empty() && has_gain => Action::Switch,
+        EvidenceKind::NonInferior if worse_slices.is_empty() => Action::Stay,
+        EvidenceKind::Better | EvidenceKind::NonInferior => Action::Hybrid,
+        EvidenceKind::Worse | EvidenceKind::NotProven
+            if !good.is_empty() && share >= MIN_HYBRID_SHARE && has_gain =>
+        {
+            Action::Hybrid
+        }
+        EvidenceKind::Worse => Action::Stay,
+        EvidenceKind::NotProven => match evidence.cause {
+            Some(Cause::TooFewSamples)
+                if comparison.difference.as_ref().is_some_and(|d| d.points >= 0.0) =>
+            {
+                Action::Pilot
+            }
+            Some(Cause::TooFewSamples) => Action::Stay,
+            _ => Action::NotEnoughEvidence,
+        },
+    };
+    let seen = &evidence.sentence;
+    let sentence = match action {
+        Action::Switch => format!("Switch from {from} to {to}: {seen}."),
+        Action::Hybrid => {
+            let slices = match worse_slices.is_empty() {
+                true => good.join(", "),
+                false => format!("everything but {}", worse_slices.join(", ")),
+            };
+            format!(
+                "Run a hybrid: {to} for {slices}, {from} for the rest. Over all, {to} was {seen}. \
+                 The slices were chosen on these samples: confirm them on new ones."
+            )
+        }
+        Action::Pilot => {
+            format!("Pilot {to} beside {from}; not proven either way. {to} was {seen}.")
+        }
+        Action::Stay if evidence.kind == EvidenceKind::NotProven => {
+            format!("Stay with {from} for now; not proven either way. {to} was {seen}.")
+        }
+        Action::Stay if evidence.kind == EvidenceKind::NonInferior => format!(
+            "Stay with {from}: {to} is good enough ({seen}), but neither cheaper nor more private."
+        ),
+        Action::Stay => format!("Stay with {from}: {to} was {seen}."),
+        Action::NotEnoughEvidence => format!("Not enough evidence to leave {from}: {seen}."),
+    };
+    let slices = match (action, worse_slices.is_empty()) {
+        (Action::Hybrid, true) => good,
+        (Action::Hybrid, false) => comparison
+            .slices
+            .iter()
+            .map(|s| s.slice.clone())
+            .filter(|s| !worse_slices.contains(s))
+            .collect(),
+        _ => Vec::new(),
+    };
+    Verdict {
+        action,
+        current: from.clone(),
+        challenger: Some(to.clone()),
+        slices,
+        sentence,
+        axes: axes(comparison, current, challenger, &gains, action),
+        next: next_step(action, evidence.cause, comparison),
+    }
+}
+
+fn slices_of(comparison: &Comparison, wanted: &[SliceFinding]) -> Vec<String> {
+    comparison
+        .slices
+        .iter()
+        .filter(|s| wanted.contains(&s.finding))
+        .map(|s| s.slice.clone())
+        .collect()
+}
+
+/// The largest share of the samples that slices of one column cover.
+fn share_of(comparison: &Comparison, slices: &[String], n_samples: usize) -> f64 {
+    let column = |s: &str| s.split('=').next().unwrap_or("").to_owned();
+    let mut per_column = std::collections::BTreeMap::<String, u64>::new();
+    for slice in comparison.slices.iter().filter(|s| slices.contains(&s.slice)) {
+        *per_column.entry(column(&slice.slice)).or_default() += slice.n_pairs;
+    }
+    let most = per_column.values().max().copied().unwrap_or(0);
+    if n_samples == 0 { 0.0 } else { most as f64 / n_samples as f64 }
+}
+
+fn axes(
+    comparison: &Comparison,
+    current: &CandidateReport,
+    challenger: &CandidateReport,
+    gains: &Gains,
+    action: Action,
+) -> Vec<Axis> {
+    let axis = |name: &str, bearing, text| Axis { name: name.to_owned(), bearing, text };
+    let quality_decides = match comparison.evidence.kind {
+        EvidenceKind::NotProven => Bearing::Unknown,
+        EvidenceKind::NonInferior if action == Action::Switch => Bearing::DoesNotMatter,
+        _ => Bearing::Decides,
+    };
+    let share = |c: &CandidateReport| match c.quality.first().and_then(|q| q.mean) {
+        Some(mean) => format!("{} {:.1} %", c.name, mean * 100.0),
+        None => format!("{} not scored", c.name),
+    };
+    let quality = format!("{}, {}", share(current), share(challenger));
+    let switch = action == Action::Switch;
+    vec![
+        axis("quality", quality_decides, quality),
+        cost_axis(current, challenger, gains, switch),
+        latency_axis(current, challenger),
+        egress_axis(current, challenger, gains, switch),
+        licence_axis(challenger),
+        effort_axis(challenger),
+    ]
+}
+
+fn is_demo(c: &CandidateReport) -> bool {
+    c.card.weights == Weights::StandIn
+}
+
+fn cost_axis(
+    current: &CandidateReport,
+    challenger: &CandidateReport,
+    gains: &Gains,
+    switch: bool,
+) -> Axis {
+    let (bearing, text) = if is_demo(current) || is_demo(challenger) {
+        (Bearing::Unknown, "not meaningful: a stand-in has no price".to_owned())
+    } else {
+        match (&current.cost, &challenger.cost) {
+            (Some(a), Some(b)) => {
+                let month = |c: &crate::report::Cost| {
+                    c.per_month_usd.map_or(String::new(), |m| format!(", USD {m:.2} a month"))
+                };
+                let text = format!(
+                    "{} USD {:.6} a call{}; {} USD {:.6} a call{}",
+                    current.name,
+                    a.per_call_usd,
+                    month(a),
+                    challenger.name,
+                    b.per_call_usd,
+                    month(b)
+                );
+                let decides = switch && gains.cheaper == Some(true);
+                (if decides { Bearing::Decides } else { Bearing::DoesNotMatter }, text)
+            }
+            _ => {
+                let without: Vec<_> = [current, challenger]
+                    .iter()
+                    .filter(|c| c.cost.is_none())
+                    .map(|c| c.name.as_str())
+                    .collect();
+                (
+                    Bearing::Unknown,
+                    format!("cost not compared: no price for {}", without.join(" and ")),
+                )
+            }
+        }
+    };
+    Axis { name: "cost".to_owned(), bearing, text }
+}
+
+fn latency_axis(current: &CandidateReport, challenger: &CandidateReport) -> Axis {
+    let shown = |c: &CandidateReport| {
+        c.latency.as_ref().map(|l| format!("{} p50 {} p95 {}", c.name, ms(l.p50_ms), ms(l.p95_ms)))
+    };
+    let (bearing, text) = match (shown(current), shown(challenger)) {
+        (Some(a), Some(b)) => {
+            let median = |c: &CandidateReport| c.latency.as_ref().map_or(0.0, |l| l.p50_ms);
+            let ratio = median(challenger) / median(current).max(1e-9);
+            let note = if ratio > LATENCY_RATIO {
+                format!(" ({ratio:.1} times as slow)")
+            } else if ratio < 1.0 / LATENCY_RATIO {
+                format!(" ({:.1} times as fast)", 1.0 / ratio)
+            } else {
+                String::new()
+            };
+            (Bearing::DoesNotMatter, format!("{a}; {b}{note}"))
+        }
+        (a, b) => {
+            let known = a.or(b).map(|s| format!("; {s}")).unwrap_or_default();
+            (Bearing::Unknown, format!("not measured on both sides{known}"))
+        }
+    };
+    Axis { name: "latency".to_owned(), bearing, text }
+}
+
+/// Milliseconds for a person: three significant digits, seconds from a thousand on.
+pub(crate) fn ms(value: f64) -> String {
+    if value >= 1000.0 {
+        format!("{:.2} s", value / 1000.0)
+    } else if value >= 100.0 {
+        format!("{value:.0} ms")
+    } else if value >= 10.0 {
+        format!("{value:.1} ms")
+    } else {
+        format!("{value:.2} ms")
+    }
+}
+
+fn egress_axis(
+    current: &CandidateReport,
+    challenger: &CandidateReport,
+    gains: &Gains,
+    switch: bool,
+) -> Axis {
+    let shown = |c: &CandidateReport| format!("{}: {}", c.name, c.egress.destination);
+    let decides = switch && gains.stays_here;
+    Axis {
+        name: "egress".to_owned(),
+        bearing: if decides { Bearing::Decides } else { Bearing::DoesNotMatter },
+        text: format!("{}; {}", shown(current), shown(challenger)),
+    }
+}
+
+fn licence_axis(challenger: &CandidateReport) -> Axis {
+    let (bearing, text) = match &challenger.card.license {
+        Some(licence) => (
+            Bearing::DoesNotMatter,
+            format!("{}: {licence} (as declared; read the text)", challenger.name),
+        ),
+        None => {
+            (Bearing::Unknown, format!("{}: none declared; read it before use", challenger.name))
+        }
+    };
+    Axis { name: "licence".to_owned(), bearing, text }
+}
+
+fn effort_axis(challenger: &CandidateReport) -> Axis {
+    let text = match (&challenger.card.placement, challenger.card.weights) {
+        (Placement::InProcess, _) => "you run the model: hardware, updates, on-call are yours",
+        (Placement::LocalServer { .. }, _) => "you run a model server beside your program",
+        (Placement::Network { .. }, Weights::Open) => "somebody else runs an open model for you",
+        (Placement::Network { .. }, _) => "an API: no hardware, the vendor may change the model",
+        _ => "not known for recorded answers",
+    };
+    let bearing = match challenger.card.placement {
+        Placement::Recorded => Bearing::Unknown,
+        _ => Bearing::DoesNotMatter,
+    };
+    Axis { name: "effort".to_owned(), bearing, text: format!("{}: {text}", challenger.name) }
+}
+
+fn next_step(action: Action, cause: Option<Cause>, comparison: &Comparison) -> String {
+    let more = |n: Option<u64>| match n {
+        Some(n) => format!("collect about {} samples and run again", crate::compare::count(n)),
+        None => "collect more samples and run again".to_owned(),
+    };
+    match (action, cause) {
+        (_, Some(Cause::NoGoldAnswers)) => {
+            "read the disagreements in report.html, mark who is right, add an [[evaluator]]"
+                .to_owned()
+        }
+        (_, Some(Cause::MissingAnswers | Cause::NoPairs)) => {
+            "mend what failed (report.html lists it) and continue with --resume".to_owned()
+        }
+        (_, Some(Cause::ReadingSheet)) => "collect at least 30 samples and run again".to_owned(),
+        (Action::Stay | Action::Pilot, Some(Cause::TooFewSamples)) => {
+            more(comparison.power.n_if_zero.max(comparison.power.n_if_real))
+        }
+        (Action::Switch, _) => "read the disagreements in report.html, then switch".to_owned(),
+        (Action::Hybrid, _) => "confirm the slices on samples that were not in this run".to_owned(),
+        _ => "read the disagreements in report.html".to_owned(),
+    }
+}
