@@ -1,3 +1,42 @@
-//! Developer tasks.
+//! Developer tasks. Shells out, imports nothing of the workspace, compiles in seconds.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program talks to its user.
 
-fn main() {}
+mod eval;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask TASK
+
+  eval                 the demo: a small open model against a stand-in for a closed one
+  eval SUITE [ARG …]   any suite; the arguments are those of `weighbridge eval`
+  eval --data FILE …   your own data: looks for models on this machine, shows the plan, asks
+  test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["eval", rest @ ..] => eval::run(rest),
+        ["test"] => test::run(false),
+        ["test", "--full"] => test::run(true),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("unknown task `{}`\n\n{HELP}", other.join(" "));
+            return ExitCode::from(3);
+        }
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::from(3)
+        }
+    }
+}

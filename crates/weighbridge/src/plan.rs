@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Map, Value, json};
 use weighbridge_core::{
     Backend, Egress, EgressEntry, EgressLedger, EgressScope, Error, ErrorKind, Evaluator, Message,
-    ModelCard, ModelRef, NoSecrets, OpenContext, Part, Placement, Prompt, Registry, Request,
+    ModelCard, NoSecrets, OpenContext, Part, Placement, Prompt, Registry, Request,
     Result, Sampling, Secrets, Weights, block_on, check_options,
 };
 
@@ -30,8 +30,13 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// These plugins and no keys.
-    pub fn new(registry: Registry) -> Self {
+    /// These plugins, the built-in evaluators, and no keys.
+    pub fn new(mut registry: Registry) -> Self {
+        let builtin = crate::evaluators::plugin();
+        if !registry.plugins().iter().any(|plugin| plugin.id == builtin.id) {
+            // It fails only where another plugin took one of its ids; then that one is meant.
+            let _ = registry.add(builtin);
+        }
         Self { registry, secrets: Arc::new(NoSecrets) }
     }
 
@@ -456,7 +461,7 @@ fn open_arm(
     environment: &Environment,
     ledger: &Arc<Ledger>,
 ) -> Result<Arm> {
-    let model: ModelRef = candidate.model.parse()?;
+    let model = suite.model(candidate)?;
     let provider = environment.registry.provider(&model.provider)?;
     let info = provider.describe();
     check_options(&model.provider, &info.option_schema, &candidate.options)?;

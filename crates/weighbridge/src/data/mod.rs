@@ -49,6 +49,15 @@ pub fn load(suite: &Suite) -> Result<Dataset> {
     Ok(Dataset { rows, sha256: table.sha256 })
 }
 
+/// The first row of a data file, to see which columns it has.
+///
+/// # Errors
+/// As [`load`].
+pub fn peek(path: &Path) -> Result<Map<String, Value>> {
+    let mut table = read_table(path)?;
+    Ok(table.rows.swap_remove(0).1)
+}
+
 /// A file of rows: line number and fields each.
 #[derive(Debug)]
 pub(crate) struct Table {

@@ -61,7 +61,7 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
     let mut n_ended = call.n_ended;
     for attempt in call.first_attempt.. {
         let reserved = call.max_cost_usd.unwrap_or(0.0);
-        if !shared.reserve(reserved) {
+        if !shared.reserve(reserved).await {
             return Ok(Made::NotMade(format!(
                 "the spend cap of USD {} would be exceeded; raise run.spend_cap_usd and continue \
                  with --resume",

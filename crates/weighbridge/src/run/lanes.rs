@@ -9,6 +9,7 @@ use std::pin::pin;
 
 use futures_util::future::{join_all, select};
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::Notify;
 use weighbridge_core::{Outcome, OutcomeGroup, Placement, Prompt, Result};
 
 use crate::plan::{Plan, max_cost_usd};
@@ -46,6 +47,7 @@ pub(super) struct Shared<'a> {
     pub(super) observer: &'a dyn Observer,
     result: RefCell<RunResult>,
     reserved_usd: Cell<f64>,
+    booked: Notify,
 }
 
 impl Shared<'_> {
@@ -63,16 +65,24 @@ impl Shared<'_> {
         self.result.borrow().stopped.iter().any(|(stopped, _)| stopped == name)
     }
 
-    /// Sets money aside for a call, or says that the cap would be exceeded.
-    pub(super) fn reserve(&self, usd: f64) -> bool {
-        let result = self.result.borrow();
-        let cap = self.plan.suite.run.spend_cap_usd;
-        let committed = result.spent_usd + result.maybe_spent_usd + self.reserved_usd.get();
-        if committed + usd > cap {
-            return false;
+    /// Sets money aside for a call, or says that the cap would be exceeded. While only the calls
+    /// on their way stand between this one and the cap, it waits for what they really cost.
+    pub(super) async fn reserve(&self, usd: f64) -> bool {
+        loop {
+            let cap = self.plan.suite.run.spend_cap_usd;
+            let spent = {
+                let result = self.result.borrow();
+                result.spent_usd + result.maybe_spent_usd
+            };
+            if spent + usd > cap {
+                return false;
+            }
+            if spent + self.reserved_usd.get() + usd <= cap {
+                self.reserved_usd.set(self.reserved_usd.get() + usd);
+                return true;
+            }
+            self.booked.notified().await;
         }
-        self.reserved_usd.set(self.reserved_usd.get() + usd);
-        true
     }
 
     /// Books what a call really cost; unknown cost counts as all that was set aside.
@@ -83,6 +93,7 @@ impl Shared<'_> {
             Some(cost) => result.spent_usd += cost,
             None => result.maybe_spent_usd += reserved_usd,
         }
+        self.booked.notify_waiters();
     }
 }
 
@@ -103,6 +114,7 @@ pub(super) async fn run(
         observer,
         result: RefCell::new(result),
         reserved_usd: Cell::new(0.0),
+        booked: Notify::new(),
     };
     let mut lanes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (arm_idx, arm) in plan.arms.iter().enumerate() {

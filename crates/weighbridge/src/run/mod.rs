@@ -111,6 +111,8 @@ pub enum Start {
     Resume {
         /// Whether a call whose end was never seen is made again, though it may have been billed.
         resend: bool,
+        /// The time for the record, should the earlier process have died before it wrote one.
+        created: String,
     },
 }
 
@@ -127,31 +129,12 @@ pub fn run(plan: &Plan, dir: &Path, start: &Start, observer: &dyn Observer) -> R
             .with_source(e)
     })?;
     let hash = plan.configuration_hash();
-    let configuration = plan.configuration.to_string();
     let opened = match start {
-        Start::New { created } => {
-            let record = RunRecord {
-                schema: crate::runlog::PAYLOAD_SCHEMA,
-                tool_version: concat!("weighbridge ", env!("CARGO_PKG_VERSION")).to_owned(),
-                configuration_hash: hash,
-                configuration_digest: Digest::of(configuration.as_bytes()),
-                created: created.clone(),
-            };
-            let writer = RunLogWriter::create(
-                &log_dir,
-                record,
-                configuration.into_bytes(),
-                WriterOptions::default(),
-            )
-            .map_err(|e| log_error(&e, dir))?;
-            Opened {
-                writer: Some(writer),
-                state: RunState::default(),
-                resend: true,
-                created: created.clone(),
-            }
-        }
-        Start::Resume { resend } => reopen(&log_dir, dir, plan, &hash, *resend)?,
+        Start::New { created } => create(&log_dir, dir, plan, hash, created)?,
+        Start::Resume { resend, created } => match reopen(&log_dir, dir, plan, &hash, *resend)? {
+            Some(opened) => opened,
+            None => create(&log_dir, dir, plan, hash, created)?,
+        },
     };
     let mut result = RunResult { created: opened.created.clone(), ..RunResult::default() };
     replay(plan, &hash, &opened, &log_dir, dir, &mut result)?;
@@ -208,12 +191,41 @@ struct Opened {
     created: String,
 }
 
-fn reopen(log_dir: &Path, dir: &Path, plan: &Plan, hash: &Digest, resend: bool) -> Result<Opened> {
+fn create(log_dir: &Path, dir: &Path, plan: &Plan, hash: Digest, created: &str) -> Result<Opened> {
+    let configuration = plan.configuration.to_string();
+    let record = RunRecord {
+        schema: crate::runlog::PAYLOAD_SCHEMA,
+        tool_version: concat!("weighbridge ", env!("CARGO_PKG_VERSION")).to_owned(),
+        configuration_hash: hash,
+        configuration_digest: Digest::of(configuration.as_bytes()),
+        created: created.to_owned(),
+    };
+    let options = WriterOptions::default();
+    let writer = RunLogWriter::create(log_dir, record, configuration.into_bytes(), options)
+        .map_err(|e| log_error(&e, dir))?;
+    let state = RunState::default();
+    Ok(Opened { writer: Some(writer), state, resend: true, created: created.to_owned() })
+}
+
+/// Opens the log of an earlier process; `None` if that died before it had written anything.
+fn reopen(
+    log_dir: &Path,
+    dir: &Path,
+    plan: &Plan,
+    hash: &Digest,
+    resend: bool,
+) -> Result<Option<Opened>> {
     let reader = RunLogReader::open(log_dir).map_err(|e| log_error(&e, dir))?;
-    let run = reader.state().run().cloned();
-    if let Some(run) = &run
-        && run.configuration_hash != *hash
-    {
+    let Some(run) = reader.state().run().cloned() else {
+        return match reader.damage() {
+            Some(damage) if !damage.torn_tail => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("the run log of {} is damaged from its first record on", dir.display()),
+            )),
+            _ => Ok(None),
+        };
+    };
+    if run.configuration_hash != *hash {
         let old = reader
             .blob(&run.configuration_digest)
             .ok()
@@ -232,15 +244,15 @@ fn reopen(log_dir: &Path, dir: &Path, plan: &Plan, hash: &Digest, resend: bool) 
             ),
         ));
     }
-    let created = run.map(|run| run.created).unwrap_or_default();
+    let created = run.created;
     if reader.state().seal().is_some() && reader.damage().is_none() {
         let state = reader.state().clone();
-        return Ok(Opened { writer: None, state, resend, created });
+        return Ok(Some(Opened { writer: None, state, resend, created }));
     }
     drop(reader);
     let (writer, state) = RunLogWriter::resume(log_dir, Some(hash), WriterOptions::default())
         .map_err(|e| log_error(&e, dir))?;
-    Ok(Opened { writer: Some(writer), state, resend, created })
+    Ok(Some(Opened { writer: Some(writer), state, resend, created }))
 }
 
 /// The paths at which two configurations differ, with both values.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use weighbridge_core::Weights;
+use weighbridge_core::{Error, ErrorKind, ModelRef, Result, Weights};
 
 pub use parse::{nearest, read, read_str};
 
@@ -58,6 +58,10 @@ pub struct Suite {
     /// The folder that relative paths start from: where the suite file lies.
     #[serde(skip)]
     pub base_dir: PathBuf,
+    /// What `${NAME}` in a candidate's model stands for, such as the address of a server that was
+    /// started for this run. Not part of the suite's identity: a resumed run may have others.
+    #[serde(skip)]
+    pub defines: BTreeMap<String, String>,
 }
 
 /// Where the samples are and what their columns mean.
@@ -296,6 +300,30 @@ impl Suite {
     /// A candidate by name.
     pub fn candidate(&self, name: &str) -> Option<&Candidate> {
         self.candidates.iter().find(|c| c.name == name)
+    }
+
+    /// A candidate's model name, `${NAME}` filled in.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](weighbridge_core::ErrorKind::InvalidInput) for a name that is not defined
+    /// or a model name that cannot be read.
+    pub fn model(&self, candidate: &Candidate) -> Result<ModelRef> {
+        let mut text = candidate.model.clone();
+        while let Some(start) = text.find("${") {
+            let Some(len) = text[start..].find('}') else { break };
+            let name = text[start + 2..start + len].to_owned();
+            let Some(value) = self.defines.get(&name) else {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "model `{}` needs a value for ${{{name}}}; pass --define {name}=VALUE",
+                        candidate.model
+                    ),
+                ));
+            };
+            text.replace_range(start..=start + len, value);
+        }
+        text.parse()
     }
 
     /// A path of the suite, made absolute or relative to the working directory.

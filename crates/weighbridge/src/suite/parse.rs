@@ -124,7 +124,9 @@ fn check(suite: &Suite) -> Result<(), String> {
         if !names.insert(name) {
             return Err(format!("two candidates are named `{name}`"));
         }
-        candidate.model.parse::<ModelRef>().map_err(|e| format!("candidate `{name}`: {e}"))?;
+        if !candidate.model.contains("${") {
+            candidate.model.parse::<ModelRef>().map_err(|e| format!("candidate `{name}`: {e}"))?;
+        }
         if let Some(price) = &candidate.price {
             let numbers = [
                 ("input_per_million", price.input_per_million),

@@ -1,0 +1,97 @@
+//! The `weighbridge` program.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program talks to its user.
+
+mod discover;
+mod eval;
+mod plugins;
+mod progress;
+mod serve;
+mod try_model;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use weighbridge::{Environment, Registry, Result, Secret, Secrets};
+
+/// A report was written, and the gate, if one was asked for, holds.
+const EXIT_OK: u8 = 0;
+/// The gate fails.
+const EXIT_GATE_FAILED: u8 = 1;
+/// The gate can neither hold nor fail on this evidence.
+const EXIT_INCONCLUSIVE: u8 = 2;
+/// Wrong usage or a failing infrastructure: there is no report.
+const EXIT_NO_REPORT: u8 = 3;
+
+/// Weigh open-weight against closed-weight models on your own workload.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a suite, or a data file, and say what follows
+    Eval(eval::EvalArgs),
+    /// Send one prompt to one model and stream the answer
+    Try(try_model::TryArgs),
+    /// Serve a model over the OpenAI protocol on this machine
+    Serve(serve::ServeArgs),
+    /// List what this program can open and how it can judge
+    Plugins,
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are no mistakes; a mistake must not look like "inconclusive".
+            let code = if error.use_stderr() { EXIT_NO_REPORT } else { EXIT_OK };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let run = || match &args.command {
+        Command::Eval(args) => eval::run(args),
+        Command::Try(args) => try_model::run(args).map(|()| EXIT_OK),
+        Command::Serve(args) => serve::run(args).map(|()| EXIT_OK),
+        Command::Plugins => plugins::run().map(|()| EXIT_OK),
+    };
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(error)) => {
+            eprintln!("error: {}", error.report());
+            ExitCode::from(EXIT_NO_REPORT)
+        }
+        // The panic's message is on standard error already.
+        Err(_) => ExitCode::from(EXIT_NO_REPORT),
+    }
+}
+
+/// The plugins linked into this program.
+fn registry() -> Result<Registry> {
+    let builtin = weighbridge::evaluators::plugin as fn() -> weighbridge::Plugin;
+    Registry::linked(&[
+        ("weighbridge", builtin),
+        #[cfg(feature = "plugin-candle")]
+        ("weighbridge_candle", weighbridge_candle::plugin),
+        #[cfg(feature = "plugin-remote")]
+        ("weighbridge_remote", weighbridge_remote::plugin),
+    ])
+}
+
+/// Keys from the environment, where most people keep them.
+#[derive(Debug)]
+struct EnvSecrets;
+
+impl Secrets for EnvSecrets {
+    fn secret(&self, name: &str) -> Option<Secret> {
+        std::env::var(name).ok().filter(|value| !value.trim().is_empty()).map(Secret::new)
+    }
+}
+
+fn environment() -> Result<Environment> {
+    Ok(Environment::new(registry()?).with_secrets(Arc::new(EnvSecrets)))
+}

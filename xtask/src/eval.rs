@@ -1,0 +1,95 @@
+//! `cargo xtask eval`.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::shell::{self, cargo, root};
+
+const DEMO_SUITE: &str = "fixtures/suites/demo.toml";
+const DEMO_CLOSED: &str = "candle:fixtures/triage-large";
+
+pub(crate) fn run(args: &[&str]) -> Result<u8, String> {
+    let program = &build()?;
+    if !args.is_empty() {
+        return weighbridge(program, args);
+    }
+    let server = StandIn::start(program)?;
+    eprintln!(
+        "stand-in  triage-large answers on {} from a process of its own, in place of a closed model",
+        server.url
+    );
+    let define = format!("STAND_IN={}", server.url);
+    let code = weighbridge(program, &[DEMO_SUITE, "--define", &define])?;
+    println!("Weigh your own data: cargo xtask eval --data FILE");
+    Ok(code)
+}
+
+/// Builds the program for the CPU it will run on, apart from other builds, because flags that
+/// differ would rebuild everything.
+fn build() -> Result<PathBuf, String> {
+    let target = root().join("target/native");
+    let mut command = cargo();
+    command.args(["build", "--release", "--package", "weighbridge-cli", "--locked", "--target-dir"]);
+    command.arg(&target).env("RUSTFLAGS", "-C target-cpu=native");
+    shell::run(&mut command)
+        .map_err(|e| format!("{e}; building needs Rust and a C linker, nothing else"))?;
+    Ok(target.join("release").join(format!("weighbridge{}", std::env::consts::EXE_SUFFIX)))
+}
+
+fn weighbridge(program: &Path, args: &[&str]) -> Result<u8, String> {
+    let status = Command::new(program)
+        .arg("eval")
+        .args(args)
+        .current_dir(working_dir(args))
+        .status()
+        .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
+    // Killed by a signal: there is no report.
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(3))
+}
+
+/// The demo runs in the repository's root; a suite of the user's where the user is.
+fn working_dir(args: &[&str]) -> PathBuf {
+    match args.first() {
+        Some(&DEMO_SUITE) => root(),
+        _ => std::env::current_dir().unwrap_or_else(|_| root()),
+    }
+}
+
+/// The stand-in's process. It ends when its standard input closes, so also when this program dies.
+struct StandIn {
+    child: Child,
+    url: String,
+}
+
+impl StandIn {
+    fn start(program: &Path) -> Result<Self, String> {
+        let mut child = Command::new(program)
+            .args(["serve", DEMO_CLOSED, "--name", "triage-large", "--address", "127.0.0.1:0"])
+            .arg("--until-stdin-closes")
+            .current_dir(root())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| format!("cannot start the stand-in: {e}"))?;
+        let stdout = child.stdout.take().expect("standard output was piped");
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line);
+        let url = line.trim().strip_prefix("serving ").map(|rest| rest.to_owned());
+        match (read, url) {
+            (Ok(_), Some(url)) => Ok(Self { child, url }),
+            _ => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err("the stand-in did not start; its message stands above".to_owned())
+            }
+        }
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}

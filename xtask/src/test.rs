@@ -1,0 +1,46 @@
+//! `cargo xtask test`.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::shell::{self, answers, cargo, output, root};
+
+/// Where the result of the last full run is kept.
+const FULL_RESULT: &str = "docs/test-full.json";
+
+pub(crate) fn run(full: bool) -> Result<u8, String> {
+    let started = Instant::now();
+    // The end-to-end tests run the program.
+    shell::run(cargo().args(["build", "--locked", "--package", "weighbridge-cli"]))?;
+    let mut tests = cargo();
+    if answers(cargo().args(["nextest", "--version"])) {
+        tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
+    } else {
+        tests.args(["test", "--locked", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+    }
+    if full {
+        tests.env("WEIGHBRIDGE_FULL_TESTS", "1");
+    }
+    shell::run(&mut tests)?;
+    shell::run(cargo().args(["test", "--locked", "--workspace", "--doc"]))?;
+    if full {
+        keep_result(started.elapsed().as_secs())?;
+    }
+    Ok(0)
+}
+
+fn keep_result(n_seconds: u64) -> Result<(), String> {
+    let git = |args: &[&str]| output(Command::new("git").args(args).current_dir(root()));
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let is_clean = git(&["status", "--porcelain"])?.is_empty();
+    let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+    let json = format!(
+        "{{\n  \"command\": \"cargo xtask test --full\",\n  \"passed\": true,\n  \"commit\": \
+         \"{commit}\",\n  \"clean_checkout\": {is_clean},\n  \"date\": \"{date}\",\n  \"seconds\": \
+         {n_seconds}\n}}\n"
+    );
+    std::fs::write(root().join(FULL_RESULT), json)
+        .map_err(|e| format!("cannot write {FULL_RESULT}: {e}"))?;
+    eprintln!("kept in {FULL_RESULT}");
+    Ok(())
+}
