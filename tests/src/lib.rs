@@ -1,1 +1,1 @@
-//! End-to-end tests over the built program and plugins.
+//! End-to-end tests over the built program and plugins. The tests are in `tests/`.

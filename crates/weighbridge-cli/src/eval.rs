@@ -94,10 +94,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
         eprintln!("nothing was run");
         return Ok(EXIT_NO_REPORT);
     }
-    let (dir, start) = match &args.resume {
-        Some(dir) => (dir.clone(), Start::Resume { resend: !args.no_resend }),
-        None => new_run(args, &name)?,
-    };
+    let (dir, start) = place(args, &name);
     if args.resume.is_none() {
         eprintln!("run       {} (if it is broken off: --resume {})", dir.display(), dir.display());
     }
@@ -133,14 +130,18 @@ fn read_suite(args: &EvalArgs, environment: &Environment) -> Result<Suite> {
     }
 }
 
-fn new_run(args: &EvalArgs, name: &str) -> Result<(PathBuf, Start)> {
+/// Where the run goes, and whether it begins or goes on.
+fn place(args: &EvalArgs, name: &str) -> (PathBuf, Start) {
     let now = jiff::Timestamp::now();
     let created = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    if let Some(dir) = &args.resume {
+        return (dir.clone(), Start::Resume { resend: !args.no_resend, created });
+    }
     let dir = match &args.out {
         Some(dir) => dir.clone(),
         None => Path::new("runs").join(format!("{name}-{}", now.strftime("%Y%m%dT%H%M%SZ"))),
     };
-    Ok((dir, Start::New { created }))
+    (dir, Start::New { created })
 }
 
 fn confirm() -> Result<bool> {

@@ -1,1 +1,53 @@
 //! `weighbridge serve`.
+
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use weighbridge::Result;
+use weighbridge_server::Server;
+
+use crate::try_model::open;
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// The model, as PROVIDER:LOCATION
+    model: String,
+    /// The name clients ask for; default: the model's own
+    #[arg(long)]
+    name: Option<String>,
+    /// Where to listen, on this machine only; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    address: SocketAddr,
+    /// Append the start and the end of every call to this file
+    #[arg(long)]
+    journal: Option<PathBuf>,
+    /// End when standard input closes, so that the server dies with whoever started it
+    #[arg(long)]
+    until_stdin_closes: bool,
+    /// Build no client that could reach the network
+    #[arg(long)]
+    offline: bool,
+}
+
+pub(crate) fn run(args: &ServeArgs) -> Result<()> {
+    let backend = open(&args.model, args.offline)?;
+    let name = args.name.clone().unwrap_or_else(|| backend.card().id.clone());
+    let mut server = Server::new([(name, backend)]);
+    if let Some(journal) = &args.journal {
+        server = server.with_journal_file(journal)?;
+    }
+    let running = server.spawn(args.address)?;
+    // A program that started this one reads the address from this line.
+    println!("serving http://{}/v1", running.addr());
+    let _ = std::io::stdout().flush();
+    if args.until_stdin_closes {
+        let mut rest = Vec::new();
+        let _ = std::io::stdin().read_to_end(&mut rest);
+        return Ok(());
+    }
+    loop {
+        std::thread::park();
+    }
+}

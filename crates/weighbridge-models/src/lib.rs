@@ -1,1 +1,8 @@
-//! Model files: bounded readers that look before an engine loads.
+#![doc = include_str!("../README.md")]
+
+pub mod checkpoint;
+pub mod folder;
+pub mod hf_config;
+pub mod safetensors;
+
+mod files;

@@ -1,1 +1,19 @@
-//! Weighbridge plugin: Llama-family models in pure Rust on candle-core.
+#![doc = include_str!("../README.md")]
+
+mod attention;
+mod cache;
+mod decoder;
+mod engine;
+mod loader;
+mod ops;
+mod options;
+mod provider;
+mod rope;
+mod weights;
+
+pub use engine::CandleEngine;
+pub use loader::CandleLoader;
+pub use provider::{CandleProvider, plugin};
+
+/// Id of plugin and provider.
+pub(crate) const ID: &str = "candle";

@@ -10,14 +10,11 @@ const PAD: f64 = 4.0;
 /// Spread above which a scale of positive values is logarithmic.
 const LOG_SPREAD: f64 = 20.0;
 
-/// Height of one lane, in pixels.
-const LANE: f64 = 34.0;
-
 /// Height of a chart of curves, in pixels.
 const CURVES: f64 = 240.0;
 
 /// Series that can be told apart by colour and by dash.
-pub(super) const N_SERIES: usize = 6;
+const N_SERIES: usize = 6;
 
 /// From values to places.
 #[derive(Clone, Debug)]
@@ -55,9 +52,8 @@ impl Scale {
         }
         let (first, last) = (lo.log10().floor() as i32, hi.log10().ceil() as i32);
         let steps: &[f64] = if hi / lo > 1_000.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
-        let all: Vec<f64> = (first..=last)
-            .flat_map(|e| steps.iter().map(move |m| m * 10_f64.powi(e)))
-            .collect();
+        let all: Vec<f64> =
+            (first..=last).flat_map(|e| steps.iter().map(move |m| m * 10_f64.powi(e))).collect();
         let from = all.iter().rposition(|t| *t <= lo).unwrap_or(0);
         let to = all.iter().position(|t| *t >= hi).unwrap_or(all.len() - 1);
         let ticks = all[from..=to].to_vec();
@@ -119,21 +115,23 @@ pub(super) fn lanes(
     lanes: Vec<Lane>,
 ) -> Element {
     let rows = lanes.into_iter().map(|lane| {
-        let mut drawing = drawing(LANE, &lane.spoken).with(background(scale, guides, LANE));
-        let y = LANE / 2.0;
+        // A lane is as high as its label; the marks stay in the middle of it.
+        let mut marks = el("svg").attr("y", "50%").attr("overflow", "visible").class("marks");
         if let Some((lo, hi)) = lane.interval {
-            drawing = drawing
-                .with(line(scale.place(lo), y, scale.place(hi), y).class("whisker"))
-                .with(line(scale.place(lo), y - 5.0, scale.place(lo), y + 5.0).class("whisker"))
-                .with(line(scale.place(hi), y - 5.0, scale.place(hi), y + 5.0).class("whisker"));
+            let (lo, hi) = (scale.place(lo), scale.place(hi));
+            marks = marks
+                .with(line(lo, 0.0, hi, 0.0).class("whisker"))
+                .with(line(lo, -5.0, lo, 5.0).class("whisker"))
+                .with(line(hi, -5.0, hi, 5.0).class("whisker"));
         }
         if let Some(point) = lane.point {
-            drawing = drawing.with(dot(scale.place(point), y, 5.5).class("dot"));
+            marks = marks.with(dot(scale.place(point), 0.0, 5.5).class("dot"));
         }
+        let drawing = drawing(&lane.spoken).with(background(scale, guides)).with(marks);
         el("div")
             .class("lane")
             .with(el("div").class("lane-label").with(lane.label))
-            .with(drawing)
+            .with(el("div").class("lane-plot").with(drawing))
             .with(el("div").class("lane-value").with(lane.value))
     });
     el("figure")
@@ -154,7 +152,7 @@ pub(super) fn curves(
 ) -> Element {
     let (top, bottom) = (10.0, CURVES - 10.0);
     let y = |share: f64| bottom - share * (bottom - top);
-    let mut drawing = drawing(CURVES, spoken).with(background(scale, &[], CURVES));
+    let mut drawing = drawing(spoken).attr("height", CURVES).with(background(scale, &[]));
     for share in [0.0, 0.25, 0.5, 0.75, 1.0] {
         drawing = drawing
             .with(line(PAD, y(share), 100.0 - PAD, y(share)).class("grid"))
@@ -191,11 +189,11 @@ pub(super) fn curves(
 
 const SERIES: [&str; N_SERIES] = ["s0", "s1", "s2", "s3", "s4", "s5"];
 
-fn drawing(height: f64, spoken: &str) -> Element {
-    el("svg").attr("height", height).attr("role", "img").attr("aria-label", spoken)
+fn drawing(spoken: &str) -> Element {
+    el("svg").attr("role", "img").attr("aria-label", spoken)
 }
 
-fn background(scale: &Scale, guides: &[Guide], height: f64) -> Markup {
+fn background(scale: &Scale, guides: &[Guide]) -> Markup {
     let mut marks = Markup::default();
     for guide in guides {
         if let Guide::Limit(limit) = guide {
@@ -204,22 +202,20 @@ fn background(scale: &Scale, guides: &[Guide], height: f64) -> Markup {
                     .attr("x", 0)
                     .attr("y", 0)
                     .attr("width", percent(scale.place(*limit)))
-                    .attr("height", height)
+                    .attr("height", "100%")
                     .class("beyond"),
             );
         }
     }
     for tick in &scale.ticks {
-        let x = scale.place(*tick);
-        marks.push(line(x, 0.0, x, height).class("grid"));
+        marks.push(upright(scale.place(*tick)).class("grid"));
     }
     for guide in guides {
         let (value, class) = match guide {
             Guide::Zero => (0.0, "zero"),
             Guide::Limit(limit) => (*limit, "limit"),
         };
-        let x = scale.place(value);
-        marks.push(line(x, 0.0, x, height).class(class));
+        marks.push(upright(scale.place(value)).class(class));
     }
     marks
 }
@@ -257,16 +253,18 @@ fn line(x0: f64, y0: f64, x1: f64, y1: f64) -> Element {
         .attr("y2", pixels(y1))
 }
 
+/// A line from top to bottom.
+fn upright(x: f64) -> Element {
+    let x = percent(x);
+    el("line").attr("x1", &x).attr("y1", 0).attr("x2", &x).attr("y2", "100%")
+}
+
 fn dot(x: f64, y: f64, radius: f64) -> Element {
     el("circle").attr("cx", percent(x)).attr("cy", pixels(y)).attr("r", radius)
 }
 
 fn text(x: f64, y: f64, anchor: &str, content: &str) -> Element {
-    el("text")
-        .attr("x", percent(x))
-        .attr("y", pixels(y))
-        .attr("text-anchor", anchor)
-        .with(content)
+    el("text").attr("x", percent(x)).attr("y", pixels(y)).attr("text-anchor", anchor).with(content)
 }
 
 fn percent(place: f64) -> String {
@@ -309,9 +307,12 @@ mod tests {
             spoken: "open 3.3 worse".to_owned(),
         };
         let scale = Scale::linear([-9.0, 2.3, -5.0, 0.0]);
-        let figure = lanes("c", &scale, |v| v.to_string(), &[Guide::Zero, Guide::Limit(-5.0)], vec![lane]);
+        let figure =
+            lanes("c", &scale, |v| v.to_string(), &[Guide::Zero, Guide::Limit(-5.0)], vec![lane]);
         let html = Markup::from(figure).into_string();
-        for part in ["aria-label=\"open 3.3 worse\"", "class=\"zero\"", "class=\"limit\"", "your limit"] {
+        for part in
+            ["aria-label=\"open 3.3 worse\"", "class=\"zero\"", "class=\"limit\"", "your limit"]
+        {
             assert!(html.contains(part), "{part} in {html}");
         }
     }

@@ -52,7 +52,7 @@ pub(super) fn p_value(p: f64) -> String {
     }
 }
 
-/// USD: cents from a dollar on, four significant digits below.
+/// A measured amount in USD: cents from a dollar on, three significant digits below.
 pub(super) fn usd(value: f64) -> String {
     if value.abs() >= 1.0 {
         let cents = (value.abs() * 100.0).round() as u64;
@@ -62,8 +62,19 @@ pub(super) fn usd(value: f64) -> String {
     if value == 0.0 {
         return "$0.00".to_owned();
     }
-    let digits = (3 - value.abs().log10().floor() as i32).clamp(2, 12) as usize;
+    let digits = (2 - value.abs().log10().floor() as i32).clamp(2, 12) as usize;
     format!("${value:.digits$}")
+}
+
+/// A typed amount in USD: no more digits than it was typed with, and cents at least.
+pub(super) fn usd_typed(value: f64) -> String {
+    let typed = value.to_string();
+    let n_digits = typed.split_once('.').map_or(0, |(_, digits)| digits.len());
+    if n_digits <= 2 && value.abs() >= 1.0 {
+        usd(value)
+    } else {
+        format!("${value:.0$}", n_digits.max(2))
+    }
 }
 
 /// Bytes, as in `1.4 MiB`.
@@ -97,7 +108,11 @@ mod tests {
         assert_eq!([level(0.95), level(0.999)], ["95 %", "99.9 %"]);
         assert_eq!([p_value(0.0004), p_value(0.0486), p_value(1.0)], ["< 0.001", "0.049", "1.000"]);
         assert_eq!(usd(1234.5), "$1,234.50");
-        assert_eq!([usd(0.000_123_4), usd(0.0), usd(0.25)], ["$0.0001234", "$0.00", "$0.2500"]);
+        assert_eq!([usd(0.000_123_4), usd(0.0), usd(0.25)], ["$0.000123", "$0.00", "$0.250"]);
+        assert_eq!(
+            [usd_typed(0.05), usd_typed(1250.0), usd_typed(0.125)],
+            ["$0.05", "$1,250.00", "$0.125"]
+        );
         assert_eq!([bytes(512), bytes(1_500_000)], ["512 bytes", "1.4 MiB"]);
         assert_eq!([counted(1, "pair"), counted(2, "pair")], ["1 pair", "2 pairs"]);
     }

@@ -20,9 +20,8 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 
 /// The whole file.
 pub(super) fn document(report: &Report, sections: impl IntoIterator<Item = Element>) -> String {
-    let meta = |name: &'static str, content: &str| {
-        el("meta").attr("name", name).attr("content", content)
-    };
+    let meta =
+        |name: &'static str, content: &str| el("meta").attr("name", name).attr("content", content);
     let head = el("head")
         .with(el("meta").attr("charset", "utf-8"))
         .with(el("meta").attr("http-equiv", "Content-Security-Policy").attr("content", POLICY))
@@ -37,9 +36,12 @@ pub(super) fn document(report: &Report, sections: impl IntoIterator<Item = Eleme
         .map(|(id, name)| el("li").with(el("a").attr("href", format!("#{id}")).with(*name)));
     let top = el("div")
         .class("top")
-        .with(report.notice.as_ref().map(|text| {
-            el("p").class("notice").attr("role", "note").with(text)
-        }))
+        .with(
+            report
+                .notice
+                .as_ref()
+                .map(|text| el("p").class("notice").attr("role", "note").with(text)),
+        )
         .with(el("nav").attr("aria-label", "Sections").with(el("ul").with_all(links)));
     let foot = el("footer").with(el("p").with(format!(
         "{}. Run created {}. This file loads nothing and sends nothing.",
@@ -113,13 +115,14 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
         .attr("aria-labelledby", "verdict-title")
         .with(print_notice(report))
         .with(el("h1").attr("id", "verdict-title").with(&report.suite.name))
-        .with((!report.suite.description.is_empty()).then(|| {
-            el("p").class("description").with(&report.suite.description)
-        }))
+        .with(
+            (!report.suite.description.is_empty())
+                .then(|| el("p").class("description").with(&report.suite.description)),
+        )
         .with(el("p").class("quiet").with(facts))
         .with(action)
-        .with(list("Broken off", warnings))
         .with(has_axes.then(|| axes.class("axes").finish()))
+        .with(list("Broken off", warnings))
         .with(list("Controls", controls))
         .with(list("Worst disagreements", disagreements))
         .with(next.map(|text| {
@@ -130,7 +133,7 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
 /// The sentence of action: what to do in bold, what was seen behind it.
 fn action_sentence(text: &str) -> Element {
     // The action ends with the first sentence, or with the colon before what was seen.
-    let end = [". ", ": ", "; "].iter().filter_map(|stop| text.find(stop)).min();
+    let end = [". ", ": "].iter().filter_map(|stop| text.find(stop)).min();
     let (action, seen) = text.split_at(end.map_or(text.len(), |at| at + 1));
     el("p").class("action").with(el("strong").with(action)).with(seen)
 }
@@ -158,6 +161,13 @@ pub(super) fn subheading(text: &str) -> Element {
 /// A word in a frame. `kind` sets frame and colour; the word alone says everything.
 pub(super) fn badge(text: &str, kind: &str) -> Element {
     el("span").attr("class", format!("badge {kind}")).with(text)
+}
+
+/// Text of unknown length in a table cell: it wraps where numbers do not.
+pub(super) fn long(text: &str) -> Element {
+    // A short text needs no more room than it has.
+    let is_short = text.chars().count() <= 24;
+    el("span").class(if is_short { "long" } else { "long wide" }).with(text)
 }
 
 /// A sentence that must not be missed.
@@ -205,11 +215,7 @@ impl Table {
         self
     }
 
-    pub(super) fn row(
-        &mut self,
-        head: impl Into<Markup>,
-        cells: impl IntoIterator<Item = Markup>,
-    ) {
+    pub(super) fn row(&mut self, head: impl Into<Markup>, cells: impl IntoIterator<Item = Markup>) {
         let cells = cells.into_iter().map(|cell| el("td").with(cell));
         self.rows.push(el("tr").with(el("th").attr("scope", "row").with(head)).with_all(cells));
     }

@@ -42,7 +42,8 @@ fn card(candidate: &CandidateReport) -> Element {
         let build = engine.build.as_ref().map(|b| format!(" ({b})")).unwrap_or_default();
         format!("{} {}{build}", engine.name, engine.version)
     });
-    let prompt = if candidate.is_tuned { "its own (tuned)" } else { "the same as the others\u{2019}" };
+    let prompt =
+        if candidate.is_tuned { "its own (tuned)" } else { "the same as the others\u{2019}" };
     let facts = el("dl")
         .class("facts narrow")
         .with(row("Model", el("code").with(&candidate.model)))
@@ -117,7 +118,8 @@ fn prompt(report: &Report) -> Markup {
 }
 
 fn egress_table(report: &Report) -> Element {
-    let heads = ["candidate", "where it went", "samples sent", "attempts", "prompt text", "withheld"];
+    let heads =
+        ["candidate", "where it went", "samples sent", "attempts", "prompt text", "withheld"];
     let mut table = Table::new("Egress per candidate", &heads).class("numbers words");
     for candidate in &report.candidates {
         let egress = &candidate.egress;
@@ -142,7 +144,8 @@ fn outcome_table(report: &Report) -> Element {
     let mut table = Table::new("Number of calls per outcome", &heads).class("numbers words");
     let occurred: BTreeSet<&str> =
         report.candidates.iter().flat_map(|c| c.outcomes.keys().map(String::as_str)).collect();
-    let listed = Outcome::ALL.map(|o| (o.as_str(), if o.is_scored() { "scored" } else { "missing" }));
+    let listed =
+        Outcome::ALL.map(|o| (o.as_str(), if o.is_scored() { "scored" } else { "missing" }));
     let unlisted = occurred.iter().filter(|name| listed.iter().all(|(known, _)| known != *name));
     let rows = listed.iter().copied().filter(|(name, _)| occurred.contains(name));
     for (name, group) in rows.chain(unlisted.map(|name| (*name, "missing"))) {
@@ -180,17 +183,23 @@ fn run(report: &Report) -> Element {
         .with(row("Configuration SHA-256", el("code").with(&suite.configuration_hash)))
         .with(row("Evaluators", known((!evaluators.is_empty()).then(|| evaluators.join(", ")))))
         .with(row("Answers per sample", whole(suite.repeats.into())))
-        .with(row("To be proven", format!(
-            "at most {} points lost, at {} confidence",
-            report.decision.margin_points,
-            level(report.decision.confidence)
-        )))
-        .with(row("Data", format!(
-            "{}, {}, {} sensitive",
-            data.file,
-            counted(data.n_samples as u64, "sample"),
-            whole(data.n_sensitive as u64)
-        )))
+        .with(row(
+            "To be proven",
+            format!(
+                "at most {} points lost, at {} confidence",
+                report.decision.margin_points,
+                level(report.decision.confidence)
+            ),
+        ))
+        .with(row(
+            "Data",
+            format!(
+                "{}, {}, {} sensitive",
+                data.file,
+                counted(data.n_samples as u64, "sample"),
+                whole(data.n_sensitive as u64)
+            ),
+        ))
         .with(row("Data SHA-256", el("code").with(&data.sha256)))
         .with(row("Slices by", slices))
         .with(row("Clusters by", cluster))

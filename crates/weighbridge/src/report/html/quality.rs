@@ -7,7 +7,7 @@ use super::escape::{Element, Markup, el};
 use super::numbers::{
     counted, level, p_value, part, points_interval, share, share_interval, whole,
 };
-use super::page::{Table, badge, callout, candidate_label, section, subheading};
+use super::page::{Table, badge, callout, candidate_label, long, section, subheading};
 use crate::compare::{
     Cause, Comparison, Difference, EvidenceKind, Failures, MIN_PAIRS, MissingAnalysis, PairTable,
     SliceComparison, SliceFinding, points,
@@ -25,7 +25,8 @@ pub(super) fn quality(report: &Report) -> Element {
     }
     for (i, evaluator) in report.suite.evaluators.iter().enumerate() {
         let role = if i == 0 { "decides" } else { "shown beside" };
-        let heading = format!("{} ({}, version {})", evaluator.name, evaluator.id, evaluator.version);
+        let heading =
+            format!("{} ({}, version {})", evaluator.name, evaluator.id, evaluator.version);
         body.push(subheading(&heading).with(" ").with(badge(role, "plain")));
         body.push(scores(&weighed, &evaluator.name, report.decision.confidence));
     }
@@ -48,8 +49,9 @@ pub(super) fn controls(report: &Report) -> Element {
     let intro = "Comparisons whose result was known beforehand. If one of them fails, this set-up \
                  cannot be trusted and there is no verdict.";
     let only_there: Vec<_> = report.candidates.iter().filter(|c| c.is_control).collect();
-    let mut section =
-        section.with(el("p").with(intro)).with_all(report.controls.iter().map(|c| control(report, c)));
+    let mut section = section
+        .with(el("p").with(intro))
+        .with_all(report.controls.iter().map(|c| control(report, c)));
     if let (Some(evaluator), false) = (report.suite.evaluators.first(), only_there.is_empty()) {
         section = section
             .with(subheading("Candidates that are there for controls only"))
@@ -114,9 +116,9 @@ fn tidy(value: f64) -> String {
 
 fn mean_and_interval(q: &Quality) -> Markup {
     match q.mean {
-        Some(mean) => Markup::from(el("strong").with(share(mean))).and(" ").and(
-            q.interval.as_ref().map(|i| el("span").class("quiet").with(share_interval(i))),
-        ),
+        Some(mean) => Markup::from(el("strong").with(share(mean)))
+            .and(" ")
+            .and(q.interval.as_ref().map(|i| el("span").class("quiet").with(share_interval(i)))),
         None => "not scored".into(),
     }
 }
@@ -132,7 +134,7 @@ fn score_table(found: &[(&CandidateReport, &Quality)]) -> Element {
             [
                 q.mean.map_or("\u{2013}".into(), |m| share(m).into()),
                 q.interval.as_ref().map_or("\u{2013}".into(), |i| share_interval(i).into()),
-                (&q.method).into(),
+                long(&q.method).into(),
                 whole(q.n_scored).into(),
                 reasons(&q.unscored),
                 reasons(&q.missing),
@@ -194,19 +196,35 @@ fn cause_text(cause: Cause) -> &'static str {
 
 /// Everything there is to say of one comparison.
 fn held_against(report: &Report, comparison: &Comparison) -> Markup {
-    let mut body = Markup::from(el("p").class("evidence").with(sentence_case(&comparison.evidence.sentence)));
+    let mut body =
+        Markup::from(el("p").class("evidence").with(sentence_case(&comparison.evidence.sentence)));
     if let Some(cause) = comparison.evidence.cause {
-        body.push(el("p").with("Not proven because of: ").with(el("strong").with(cause_text(cause))).with("."));
+        body.push(
+            el("p")
+                .with("Not proven because of: ")
+                .with(el("strong").with(cause_text(cause)))
+                .with("."),
+        );
     }
     body.push(difference_chart(report, comparison));
     let mut facts = el("dl").class("facts");
     if let Some(difference) = &comparison.difference {
         facts = facts
-            .with(fact("p-value of \u{201c}no difference\u{201d}", format!("{} ({})", p_value(difference.p_value), difference.test)))
+            .with(fact(
+                "p-value of \u{201c}no difference\u{201d}",
+                format!("{} ({})", p_value(difference.p_value), difference.test),
+            ))
             .with(fact("Interval", difference.method.clone()));
     }
     facts = facts
-        .with(fact("Pairs", format!("{} scored on both sides, of {}", whole(comparison.n_pairs), counted(report.data.n_samples as u64, "sample"))))
+        .with(fact(
+            "Pairs",
+            format!(
+                "{} scored on both sides, of {}",
+                whole(comparison.n_pairs),
+                counted(report.data.n_samples as u64, "sample")
+            ),
+        ))
         .with(fact(
             "Same answer",
             format!(
@@ -282,7 +300,12 @@ fn difference_scale<'a>(
     (Scale::linear(values), [Guide::Zero, Guide::Limit(limit)])
 }
 
-fn difference_lane(label: Markup, difference: Option<&Difference>, spoken: &str, more: Markup) -> Lane {
+fn difference_lane(
+    label: Markup,
+    difference: Option<&Difference>,
+    spoken: &str,
+    more: Markup,
+) -> Lane {
     let value = match difference {
         Some(d) => Markup::from(el("strong").with(points(d.points)))
             .and(" ")
@@ -307,12 +330,13 @@ fn difference_chart(report: &Report, comparison: &Comparison) -> Option<Element>
     let difference = comparison.difference.as_ref()?;
     let (scale, guides) = difference_scale(report, [difference]);
     let caption = format!(
-        "{} minus {} in percentage points, {} interval",
+        "{} minus {} in percentage points (below zero: worse), {} interval",
         comparison.candidate,
         comparison.reference,
         level(difference.interval.level)
     );
-    let lane = difference_lane("all pairs".into(), Some(difference), "all pairs", Markup::default());
+    let lane =
+        difference_lane("all pairs".into(), Some(difference), "all pairs", Markup::default());
     Some(lanes(&caption, &scale, tidy_points, &guides, vec![lane]))
 }
 
@@ -334,11 +358,19 @@ fn pair_table(comparison: &Comparison, pairs: &PairTable) -> Element {
     );
     table.row(
         format!("{reference} wrong"),
-        [cell(pairs.only_candidate), cell(pairs.neither), cell(pairs.only_candidate + pairs.neither)],
+        [
+            cell(pairs.only_candidate),
+            cell(pairs.neither),
+            cell(pairs.only_candidate + pairs.neither),
+        ],
     );
     table.row(
         "all",
-        [cell(pairs.both + pairs.only_candidate), cell(pairs.only_reference + pairs.neither), whole(n).into()],
+        [
+            cell(pairs.both + pairs.only_candidate),
+            cell(pairs.only_reference + pairs.neither),
+            whole(n).into(),
+        ],
     );
     table.finish()
 }
@@ -367,7 +399,13 @@ fn missing_chart(report: &Report, missing: &MissingAnalysis) -> Element {
     let rows = rows
         .into_iter()
         .map(|(label, d)| difference_lane(label.into(), d.as_ref(), label, Markup::default()));
-    lanes("The difference under four assumptions about missing scores", &scale, tidy_points, &guides, rows.collect())
+    lanes(
+        "The difference under four assumptions about missing scores",
+        &scale,
+        tidy_points,
+        &guides,
+        rows.collect(),
+    )
 }
 
 fn finding_badge(finding: SliceFinding) -> Element {
@@ -390,7 +428,13 @@ fn slices(report: &Report, comparison: &Comparison) -> Markup {
         let more = Markup::from(" ").and(finding_badge(s.finding));
         difference_lane(label, s.difference.as_ref(), &s.slice, more)
     });
-    let chart = lanes("The difference per slice", &scale, tidy_points, &guides, rows.collect());
+    let chart = lanes(
+        "The difference per slice, in percentage points (below zero: worse)",
+        &scale,
+        tidy_points,
+        &guides,
+        rows.collect(),
+    );
     let note = format!(
         "A finding is corrected for the number of slices (p-values by Holm\u{2019}s method, \
          \u{201c}not worse\u{201d} at a shared level); the interval drawn is that of the slice \
@@ -405,7 +449,7 @@ fn slice_table(comparison: &Comparison) -> Element {
     let mut table = Table::new("Slices", &heads);
     let mean = |m: Option<f64>| m.map_or("\u{2013}".into(), |m| Markup::from(share(m)));
     for s in &comparison.slices {
-        table.row(&s.slice, slice_cells(s, mean));
+        table.row(long(&s.slice), slice_cells(s, mean));
     }
     table.finish()
 }

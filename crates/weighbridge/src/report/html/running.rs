@@ -2,8 +2,8 @@
 
 use super::charts::{Lane, Scale, curves, ends, lanes};
 use super::escape::{Element, Markup, el};
-use super::numbers::{counted, level, usd, whole};
-use super::page::{Table, callout, candidate_label, section, subheading};
+use super::numbers::{level, usd, usd_typed, whole};
+use super::page::{Table, callout, candidate_label, long, section, subheading};
 use crate::compare::Interval;
 use crate::report::{CandidateReport, Cost, Latency, Report};
 use crate::suite::Price;
@@ -32,7 +32,9 @@ fn latency(report: &Report, candidates: &[&CandidateReport]) -> Markup {
         measured.iter().map(|(c, l)| (c.name.as_str(), l.deciles_ms.as_slice())).collect();
     let spoken: Vec<_> = measured
         .iter()
-        .map(|(c, l)| format!("{}: median {}, 95th percentile {}", c.name, ms(l.p50_ms), ms(l.p95_ms)))
+        .map(|(c, l)| {
+            format!("{}: median {}, 95th percentile {}", c.name, ms(l.p50_ms), ms(l.p95_ms))
+        })
         .collect();
     let axis = if scale.is_log() { " (logarithmic)" } else { "" };
     let caption = format!("Share of answered calls that took at most so long{axis}");
@@ -94,7 +96,15 @@ fn latency_table(report: &Report, candidates: &[&CandidateReport]) -> Element {
 }
 
 fn tokens(candidates: &[&CandidateReport]) -> Element {
-    let heads = ["candidate", "answers with counts", "prompt", "of them cached", "generated", "prompt per answer", "generated per answer"];
+    let heads = [
+        "candidate",
+        "answers with counts",
+        "prompt",
+        "of them cached",
+        "generated",
+        "prompt per answer",
+        "generated per answer",
+    ];
     let mut table = Table::new("Tokens per candidate", &heads);
     for candidate in candidates {
         let t = candidate.tokens;
@@ -102,7 +112,8 @@ fn tokens(candidates: &[&CandidateReport]) -> Element {
             0 => Markup::from("\u{2013}"),
             answers => format!("{:.1}", n as f64 / answers as f64).into(),
         };
-        let counts = [t.n_answers, t.n_prompt, t.n_cached, t.n_generated].map(|n| Markup::from(whole(n)));
+        let counts =
+            [t.n_answers, t.n_prompt, t.n_cached, t.n_generated].map(|n| Markup::from(whole(n)));
         table.row(
             candidate_label(candidate),
             counts.into_iter().chain([each(t.n_prompt), each(t.n_generated)]),
@@ -149,11 +160,23 @@ fn cost_chart(candidates: &[&CandidateReport]) -> Option<Element> {
         point: Some(per_correct * 1000.0),
         interval: cost.per_correct_interval.as_ref().map(|i| ends(i, 1000.0)),
         value: el("strong").with(usd(per_correct * 1000.0)).into(),
-        spoken: format!("{}: {} per 1,000 right answers", candidate.name, usd(per_correct * 1000.0)),
+        spoken: format!(
+            "{}: {} per 1,000 right answers",
+            candidate.name,
+            usd(per_correct * 1000.0)
+        ),
     });
     let axis = if scale.is_log() { ", logarithmic" } else { "" };
     let caption = format!("Cost of 1,000 right answers with its interval{axis}");
-    Some(lanes(&caption, &scale, usd, &[], rows.collect()))
+    // Ticks are round: the zeros at their end say nothing.
+    let tick = |value: f64| {
+        let text = usd(value);
+        match text.split_once('.') {
+            Some((_, digits)) if digits.len() > 2 => text.trim_end_matches('0').to_owned(),
+            _ => text,
+        }
+    };
+    Some(lanes(&caption, &scale, tick, &[], rows.collect()))
 }
 
 fn cost_table(report: &Report, candidates: &[&CandidateReport]) -> Element {
@@ -171,7 +194,9 @@ fn cost_table(report: &Report, candidates: &[&CandidateReport]) -> Element {
         };
         let cells = match (&candidate.cost, without) {
             (Some(cost), None) => cost_cells(cost),
-            (_, why) => [why.unwrap_or("\u{2013}"), "\u{2013}", "\u{2013}", "\u{2013}"].map(Markup::from),
+            (_, why) => {
+                [why.unwrap_or("\u{2013}"), "\u{2013}", "\u{2013}", "\u{2013}"].map(Markup::from)
+            }
         };
         table.row(candidate_label(candidate), cells);
     }
@@ -179,7 +204,8 @@ fn cost_table(report: &Report, candidates: &[&CandidateReport]) -> Element {
 }
 
 fn cost_cells(cost: &Cost) -> [Markup; 4] {
-    let or_dash = |text: Option<String>| Markup::from(text.unwrap_or_else(|| "\u{2013}".to_owned()));
+    let or_dash =
+        |text: Option<String>| Markup::from(text.unwrap_or_else(|| "\u{2013}".to_owned()));
     let interval = cost.per_correct_interval.as_ref();
     [
         usd(cost.per_call_usd).into(),
@@ -206,17 +232,16 @@ fn price_table(candidates: &[&CandidateReport]) -> Option<Element> {
     ];
     let mut table = Table::new("Prices as typed in the suite", &heads);
     for (candidate, price) in priced {
-        let cached = price
-            .cached_input_per_million
-            .map_or("as other prompt tokens".to_owned(), usd);
+        let cached =
+            price.cached_input_per_million.map_or("as other prompt tokens".to_owned(), usd_typed);
         table.row(
             candidate_label(candidate),
             [
-                Markup::from(usd(price.input_per_million)),
+                Markup::from(usd_typed(price.input_per_million)),
                 cached.into(),
-                usd(price.output_per_million).into(),
-                usd(price.fixed_per_month).into(),
-                (&price.source).into(),
+                usd_typed(price.output_per_million).into(),
+                usd_typed(price.fixed_per_month).into(),
+                long(&price.source).into(),
                 (&price.as_of).into(),
             ],
         );
@@ -225,11 +250,12 @@ fn price_table(candidates: &[&CandidateReport]) -> Option<Element> {
 }
 
 fn spent(report: &Report) -> Element {
-    let mut text = format!("This run spent {} as far as prices and counts are known.", usd(report.spent_usd));
+    let mut text =
+        format!("This run spent {} as far as prices and counts are known.", usd(report.spent_usd));
     if report.n_unknown_calls > 0 {
         text += &format!(
-            " {} began and their end was never seen; they may have cost up to {} more.",
-            counted(report.n_unknown_calls as u64, "call"),
+            " Calls whose end was never seen: {}. They may have cost up to {} more.",
+            whole(report.n_unknown_calls as u64),
             usd(report.maybe_spent_usd)
         );
     }

@@ -45,9 +45,7 @@ pub(super) fn samples(report: &Report, samples: &[SampleLine]) -> Element {
              one per line.",
         )))
         .with(browser())
-        .with(
-            el("script").attr("type", "application/json").attr("id", "sample-data").json(&data),
-        )
+        .with(el("script").attr("type", "application/json").attr("id", "sample-data").json(&data))
 }
 
 /// Those held against the candidate in use, the one of the verdict first.
@@ -132,12 +130,12 @@ fn browser() -> Element {
     let chips = relations.iter().map(|(value, label)| {
         let input = el("input").attr("type", "radio").attr("name", "relation").attr("value", value);
         let input = if *value == "all" { input.flag("checked") } else { input };
-        el("label")
-            .class("chip")
-            .with(input)
-            .with(el("span").with(*label).with(" ").with(
-                el("span").class("count").attr("data-count", value),
-            ))
+        el("label").class("chip").with(input).with(
+            el("span")
+                .with(*label)
+                .with(" ")
+                .with(el("span").class("count").attr("data-count", value)),
+        )
     });
     let select = |id: &'static str, label: &'static str| {
         el("label").class("field").with(el("span").with(label)).with(el("select").attr("id", id))
@@ -186,3 +184,18 @@ fn browser() -> Element {
         .with(pager())
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::html::tests::samples;
+
+    #[test]
+    fn large_samples_are_left_out_by_size() {
+        let all = samples(40);
+        let worst = choose(&all, &["triage-open"], 3, usize::MAX);
+        assert_eq!((worst.0.len(), worst.1), (3, false));
+        let n_bytes = json(worst.0[0]).len() + json(worst.0[1]).len() + 2;
+        let (chosen, is_size_limit) = choose(&all, &["triage-open"], 3, n_bytes);
+        assert_eq!((chosen.as_slice(), is_size_limit), (&worst.0[..2], true));
+    }
+}

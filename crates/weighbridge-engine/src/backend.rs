@@ -1,0 +1,461 @@
+//! A local engine as a [`Backend`].
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use futures_channel::{mpsc, oneshot};
+use weighbridge_core::{
+    Backend, Capabilities, Completion, EffectiveParams, Error, ErrorKind, Event, EventSink,
+    Likelihood, LikelihoodRequest, ModelCard, OpenContext, Prompt, Request, RequestOption, Result,
+    StopReason, Timings, TokenLogprob, Usage,
+};
+
+use crate::generation::Generation;
+use crate::job::{EVENT_BUFFER, Finished, Job, JobEvent, Sequence, Task};
+use crate::loader::{EngineLoader, TextModel};
+use crate::logits::EngineCaps;
+use crate::options::{EngineOptions, TemplateChoice};
+use crate::prompt::PromptEncoder;
+use crate::sampler::{Sampler, SamplerParams};
+use crate::scheduler::Tuning;
+use crate::scoring::Scoring;
+use crate::template::ChatTemplate;
+use crate::tokens::TokenTable;
+use crate::worker::{self, Death, Worker};
+
+/// One model on its own thread.
+///
+/// - Calls overlap freely; up to [`Capabilities::max_concurrency`] are fed together, the others wait
+///   in order. Prompts are rendered and tokenized on the caller's side.
+/// - Dropping the future of a call ends its job after the feed that is running: at most one decode
+///   step or one chunk of a prompt.
+/// - A sink that answers `Break` gets a completion with
+///   [`StopReason::Cancelled`], whose text and log-probabilities are what was pushed and whose usage
+///   counts what the engine did.
+/// - Without `max_tokens` a generation may fill the context.
+/// - A panic of the engine fails all calls, those to come included, with
+///   [`ErrorKind::EngineDied`] and the reason.
+/// - Dropping the backend frees the engine on its thread without waiting;
+///   [`close`](Backend::close) waits.
+pub struct LocalBackend {
+    card: ModelCard,
+    capabilities: Capabilities,
+    prompts: PromptEncoder,
+    table: Arc<TokenTable>,
+    n_ctx: u32,
+    n_vocab: u32,
+    options: EngineOptions,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+    death: Death,
+}
+
+impl fmt::Debug for LocalBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBackend").field("card", &self.card).finish_non_exhaustive()
+    }
+}
+
+impl LocalBackend {
+    /// Loads a model on a new thread and serves it.
+    ///
+    /// A loader that looks at [`OpenContext::is_cancelled`] can be stopped while it loads. Dropping
+    /// this future frees the model as soon as it is loaded.
+    ///
+    /// # Errors
+    /// Those of the loader; [`ErrorKind::EngineDied`] if it panics; [`ErrorKind::Template`] if the
+    /// chat template does not compile (open with another one or with
+    /// [`TemplateChoice::None`]); [`ErrorKind::Plugin`] for an engine without sequences or context.
+    pub async fn open(
+        loader: Box<dyn EngineLoader>,
+        context: &OpenContext,
+        options: EngineOptions,
+    ) -> Result<Arc<dyn Backend>> {
+        let tuning = Tuning {
+            max_concurrency: options.max_concurrency.max(1),
+            reuses_prefixes: options.reuses_prefixes,
+            deterministic_chunk: options.deterministic_chunk.max(1) as usize,
+            cancel_latency: options.cancel_latency,
+        };
+        let Worker { jobs, opened, ended, death } =
+            worker::spawn(&options.name, loader, context, tuning)?;
+        let opened = opened.await.map_err(|_| death.error(&options.name))??;
+        let backend = Self::new(opened.text, &opened.caps, options, jobs, ended, death)?;
+        Ok(Arc::new(backend))
+    }
+
+    fn new(
+        text: TextModel,
+        caps: &EngineCaps,
+        options: EngineOptions,
+        jobs: mpsc::Sender<Job>,
+        ended: oneshot::Receiver<()>,
+        death: Death,
+    ) -> Result<Self> {
+        check_engine(&text, caps)?;
+        let source = match &options.template {
+            TemplateChoice::Model => text.chat_template,
+            TemplateChoice::Source(source) => Some(source.clone()),
+            TemplateChoice::None => None,
+        };
+        let template =
+            source.map(|s| ChatTemplate::new(&s, &options.template_options)).transpose()?;
+        let mut card = text.card;
+        card.template_sha256 = template.as_ref().map(|t| t.sha256().to_owned());
+        let n_ctx = caps.ctx_per_seq.min(caps.ctx_total).min(options.n_ctx.unwrap_or(u32::MAX));
+        card.n_ctx.get_or_insert(n_ctx);
+        Ok(Self {
+            capabilities: capabilities(caps, &options, n_ctx, template.is_some()),
+            prompts: PromptEncoder::new(Arc::clone(&text.table), text.encoder, template),
+            table: text.table,
+            card,
+            n_ctx,
+            n_vocab: caps.n_vocab,
+            options,
+            jobs: Mutex::new(Some(jobs)),
+            ended: Mutex::new(Some(ended)),
+            death,
+        })
+    }
+
+    /// Hands a job to the thread and gives the end where its events arrive.
+    fn submit(&self, make: impl FnOnce(mpsc::Sender<JobEvent>) -> Job) -> Result<JobHandle> {
+        let (events_tx, events) = mpsc::channel(EVENT_BUFFER);
+        let job = make(events_tx);
+        let stop = Arc::clone(&job.stop);
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut jobs = jobs.ok_or_else(|| self.death.error(&self.options.name))?;
+        // A sender of its own always has a place, so the queue is as long as there are calls.
+        jobs.try_send(job).map_err(|_| self.death.error(&self.options.name))?;
+        Ok(JobHandle { events, stop })
+    }
+
+    fn overflow(&self, n_prompt: usize, max_tokens: Option<u32>) -> Error {
+        let max_tokens = max_tokens.map_or_else(|| "none".to_owned(), |n| n.to_string());
+        Error::new(
+            ErrorKind::ContextOverflow,
+            "prompt and completion do not fit into the context; shorten the prompt, lower \
+             `max_tokens`, or open the model with a larger context",
+        )
+        .with("n_prompt_tokens", n_prompt)
+        .with("max_tokens", max_tokens)
+        .with("n_ctx", self.n_ctx)
+    }
+
+    fn effective(&self) -> EffectiveParams {
+        let mut effective = EffectiveParams::new();
+        if let Some(engine) = &self.card.engine {
+            effective = effective.with("engine", format!("{} {}", engine.name, engine.version));
+        }
+        if let Some(device) = &self.card.device {
+            effective = effective.with("device", device.as_str());
+        }
+        effective
+    }
+
+    fn effective_of_prompt(&self, prompt: &Prompt) -> EffectiveParams {
+        match (prompt, self.prompts.template()) {
+            (Prompt::Chat(_), Some(template)) => {
+                self.effective().with("template_sha256", template.sha256())
+            }
+            _ => self.effective(),
+        }
+    }
+
+    /// Contexts and continuations as tokens; a shared context is encoded once.
+    fn encode_items(&self, request: &LikelihoodRequest) -> Result<Vec<(Vec<u32>, Vec<u32>)>> {
+        let mut contexts: HashMap<*const Prompt, Vec<u32>> = HashMap::new();
+        let mut items = Vec::new();
+        for item in &request.items {
+            let context = match contexts.entry(Arc::as_ptr(&item.context)) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(new) => new.insert(self.prompts.encode(&item.context, &[])?).clone(),
+            };
+            let continuation = self.prompts.encode_continuation(&item.continuation)?;
+            if context.len() + continuation.len() > self.n_ctx as usize {
+                return Err(self.overflow(context.len(), Some(continuation.len() as u32)));
+            }
+            items.push((context, continuation));
+        }
+        Ok(items)
+    }
+
+    fn check_bias(&self, params: &SamplerParams) -> Result<()> {
+        for (id, bias) in &params.logit_bias {
+            if *id >= self.n_vocab || bias.is_nan() || *bias == f32::INFINITY {
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "`logit_bias` takes ids of the vocabulary, and finite values or minus infinity",
+                )
+                .with("token_id", id)
+                .with("bias", bias));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Backend for LocalBackend {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
+        let submitted = Instant::now();
+        let dropped = self.capabilities.check(request)?;
+        let params = SamplerParams::resolve(&request.sampling, &self.options.default_sampling);
+        self.check_bias(&params)?;
+        let prompt = self.prompts.encode(&request.prompt, &[])?;
+        let n_prompt = prompt.len();
+        if n_prompt == 0 {
+            return Err(Error::new(ErrorKind::InvalidRequest, "the prompt has no tokens"));
+        }
+        let n_free = (self.n_ctx as usize).saturating_sub(n_prompt);
+        if n_free < request.max_tokens.unwrap_or(1) as usize {
+            return Err(self.overflow(n_prompt, request.max_tokens));
+        }
+        let max_tokens = request.max_tokens.unwrap_or(n_free as u32);
+
+        let mut effective = params
+            .record(self.effective_of_prompt(&request.prompt))
+            .with("max_tokens", max_tokens)
+            .with("deterministic", request.deterministic);
+        effective.dropped = dropped;
+
+        let mut shown = Shown::new(request.logprobs.is_some());
+        if sink.push(Event::Started(std::borrow::Cow::Borrowed(&effective))).is_break() {
+            let mut finished = Finished {
+                stop_reason: StopReason::Cancelled,
+                raw_stop_reason: None,
+                usage: Usage::new(n_prompt as u64, 0),
+                timings: Timings::total(submitted.elapsed()),
+                warnings: Vec::new(),
+            };
+            finished.usage.n_cached_tokens = Some(0);
+            return Ok(shown.complete(finished, effective, submitted));
+        }
+
+        let generation = Generation::new(
+            Sampler::new(params, &prompt),
+            &request.stop,
+            n_prompt,
+            max_tokens,
+            request.logprobs,
+            submitted,
+        );
+        let mut handle = self.submit(|events| Job {
+            task: Task::Generate(Box::new(generation)),
+            sequence: Sequence::new(prompt, n_prompt - 1),
+            n_positions: (n_prompt as u32).saturating_add(max_tokens),
+            is_deterministic: request.deterministic,
+            stop: Arc::default(),
+            events,
+        })?;
+        loop {
+            match handle.events.recv().await {
+                Ok(JobEvent::Event(event)) => {
+                    if !shown.is_broken && shown.push(event, sink).is_break() {
+                        shown.is_broken = true;
+                        handle.stop.store(true, Ordering::Relaxed);
+                    }
+                }
+                Ok(JobEvent::Generated(finished)) => {
+                    return Ok(shown.complete(*finished, effective, submitted));
+                }
+                Ok(JobEvent::Failed(error)) => return Err(error.with("model", &self.card.id)),
+                Ok(JobEvent::Scored(_)) | Err(_) => {
+                    return Err(self.death.error(&self.options.name));
+                }
+            }
+        }
+    }
+
+    async fn log_likelihood(&self, request: &LikelihoodRequest) -> Result<Vec<Likelihood>> {
+        let submitted = Instant::now();
+        let items = self.encode_items(request)?;
+        let mut scoring = Scoring::new(items, request.top, &self.table);
+        let mut sequence = Sequence::default();
+        let scored = match scoring.next(&mut sequence)? {
+            Some(scored) => scored,
+            None => {
+                let n_positions = scoring.n_positions() as u32;
+                let mut handle = self.submit(|events| Job {
+                    task: Task::Score(Box::new(scoring)),
+                    sequence,
+                    n_positions,
+                    is_deterministic: false,
+                    stop: Arc::default(),
+                    events,
+                })?;
+                loop {
+                    match handle.events.recv().await {
+                        Ok(JobEvent::Scored(scored)) => break scored,
+                        Ok(JobEvent::Failed(error)) => {
+                            return Err(error.with("model", &self.card.id));
+                        }
+                        Ok(_) => {}
+                        Err(_) => return Err(self.death.error(&self.options.name)),
+                    }
+                }
+            }
+        };
+        let total = submitted.elapsed();
+        let items = request.items.iter().zip(scored);
+        Ok(items
+            .map(|(item, scored)| {
+                let mut likelihood = Likelihood::new(scored.tokens);
+                likelihood.usage = Usage::new(scored.n_prompt as u64, 0);
+                likelihood.usage.n_cached_tokens = Some(scored.n_cached as u64);
+                likelihood.timings = Timings::total(total);
+                likelihood.effective = self.effective_of_prompt(&item.context);
+                likelihood
+            })
+            .collect())
+    }
+
+    async fn count_tokens(&self, prompt: &Prompt) -> Result<u64> {
+        Ok(self.prompts.encode(prompt, &[])?.len() as u64)
+    }
+
+    async fn close(&self) -> Result<()> {
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            // An error means that the thread is gone already.
+            let _ = ended.await;
+        }
+        Ok(())
+    }
+}
+
+/// The caller's end of a job. Dropping it is the hard cancel.
+struct JobHandle {
+    events: mpsc::Receiver<JobEvent>,
+    stop: Arc<AtomicBool>,
+}
+
+/// What the sink has seen; the completion is made of it, so the two agree.
+struct Shown {
+    text: String,
+    logprobs: Option<Vec<TokenLogprob>>,
+    is_broken: bool,
+}
+
+impl Shown {
+    fn new(has_logprobs: bool) -> Self {
+        Self { text: String::new(), logprobs: has_logprobs.then(Vec::new), is_broken: false }
+    }
+
+    fn push(&mut self, event: Event<'_>, sink: &mut dyn EventSink) -> ControlFlow<()> {
+        match &event {
+            Event::Text(text) => self.text.push_str(text),
+            Event::Tokens(tokens) => {
+                if let Some(logprobs) = &mut self.logprobs {
+                    logprobs.extend_from_slice(tokens);
+                }
+            }
+            _ => {}
+        }
+        sink.push(event)
+    }
+
+    fn complete(
+        self,
+        finished: Finished,
+        effective: EffectiveParams,
+        submitted: Instant,
+    ) -> Completion {
+        let reason =
+            if self.is_broken { StopReason::Cancelled } else { finished.stop_reason.clone() };
+        let mut completion = Completion::new(self.text, reason);
+        completion.raw_stop_reason = finished.raw_stop_reason.filter(|_| !self.is_broken);
+        completion.usage = finished.usage;
+        completion.timings = finished.timings;
+        completion.timings.total = submitted.elapsed();
+        completion.logprobs = self.logprobs;
+        completion.effective = effective;
+        completion.warnings = finished.warnings;
+        completion
+    }
+}
+
+fn check_engine(text: &TextModel, caps: &EngineCaps) -> Result<()> {
+    let zero = [
+        ("max_seqs", caps.max_seqs),
+        ("ctx_total", caps.ctx_total),
+        ("ctx_per_seq", caps.ctx_per_seq),
+        ("max_feed", caps.max_feed),
+        ("max_rows", caps.max_rows),
+        ("n_vocab", caps.n_vocab),
+    ];
+    if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
+        return Err(Error::new(
+            ErrorKind::Plugin,
+            format!("the engine says that its `{name}` is 0"),
+        ));
+    }
+    let table = &text.table;
+    if table.bytes.len() != table.kinds.len() {
+        return Err(Error::new(ErrorKind::Plugin, "bytes and kinds of the token table differ")
+            .with("n_bytes", table.bytes.len())
+            .with("n_kinds", table.kinds.len()));
+    }
+    // More logits than tokens is padding; the other way round some tokens could not be fed.
+    if table.len() > caps.n_vocab as usize {
+        let beyond = table.kinds.iter().skip(caps.n_vocab as usize);
+        if beyond.clone().any(|kind| *kind != crate::tokens::TokenKind::Unused) {
+            return Err(Error::new(
+                ErrorKind::ModelLoad,
+                "the tokenizer has ids that the model has no logits for; they do not belong together",
+            )
+            .with("n_tokenizer", table.len())
+            .with("n_vocab", caps.n_vocab));
+        }
+    }
+    Ok(())
+}
+
+fn capabilities(
+    caps: &EngineCaps,
+    options: &EngineOptions,
+    n_ctx: u32,
+    has_template: bool,
+) -> Capabilities {
+    let mut capabilities = Capabilities::none().with_options([
+        RequestOption::Temperature,
+        RequestOption::TopK,
+        RequestOption::TopP,
+        RequestOption::MinP,
+        RequestOption::RepetitionPenalty,
+        RequestOption::FrequencyPenalty,
+        RequestOption::PresencePenalty,
+        RequestOption::LogitBias,
+        RequestOption::Seed,
+        RequestOption::Stop,
+        RequestOption::MaxTokens,
+        RequestOption::Logprobs,
+        RequestOption::Deterministic,
+        RequestOption::TextPrompt,
+        RequestOption::TokenPrompt,
+    ]);
+    if has_template {
+        capabilities = capabilities.with_options([RequestOption::ChatPrompt]);
+    }
+    capabilities.n_ctx = Some(n_ctx);
+    capabilities.max_concurrency = Some(caps.max_seqs.min(options.max_concurrency).max(1));
+    capabilities.max_top_logprobs = u8::MAX;
+    capabilities.prompt_logprobs = true;
+    capabilities.count_tokens = true;
+    capabilities
+}

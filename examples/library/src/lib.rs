@@ -1,1 +1,0 @@
-//! Weighbridge as a library.

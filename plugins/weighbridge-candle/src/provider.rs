@@ -1,0 +1,176 @@
+//! The provider `candle`.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use async_trait::async_trait;
+use futures_channel::oneshot;
+use weighbridge_core::{
+    Backend, Error, ErrorKind, ModelListing, ModelRef, OpenContext, Plugin, Probe, Provider,
+    ProviderInfo, Result,
+};
+use weighbridge_engine::{EngineOptions, LocalBackend};
+use weighbridge_models::folder::{ModelFolder, is_model_folder};
+
+use crate::engine::MAX_SEQS;
+use crate::loader::{CandleLoader, card, engine_info};
+use crate::{ID, options};
+
+/// Folder entries that `list` looks at.
+const MAX_ENTRIES: usize = 10_000;
+/// Models that `list` names.
+const MAX_LISTED: usize = 200;
+
+/// This plugin. Opens no file and loads no library.
+pub fn plugin() -> Plugin {
+    Plugin::new(ID, env!("CARGO_PKG_VERSION")).provider(CandleProvider)
+}
+
+weighbridge_core::register_plugin!(plugin);
+
+/// Opens Hugging Face folders of Llama, Mistral and Qwen2 models.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CandleProvider;
+
+#[async_trait]
+impl Provider for CandleProvider {
+    fn id(&self) -> &str {
+        ID
+    }
+
+    fn describe(&self) -> ProviderInfo {
+        let mut info = ProviderInfo::new(
+            "runs Llama, Mistral and Qwen2 models in this process, in f32 on the CPU",
+            "the path of a Hugging Face folder with config.json, tokenizer.json and \
+             model.safetensors, for instance `candle:models/my-model`",
+        )
+        .with_option_schema(options::schema());
+        info.engine = Some(engine_info());
+        info
+    }
+
+    async fn probe(&self, model: &ModelRef, context: &OpenContext) -> Probe {
+        let (model, path) = (model.clone(), context.resolve(&model.location));
+        let looked = off_thread(move || {
+            check_name(&model)?;
+            check_location(&path)?;
+            ModelFolder::open(&path).map(drop)
+        });
+        match looked.await {
+            Ok(()) => Probe::Yes,
+            Err(error) => Probe::No { reason: error.message().to_owned() },
+        }
+    }
+
+    async fn list(&self, context: &OpenContext) -> Result<Vec<ModelListing>> {
+        let base = context.base_dir.clone();
+        off_thread(move || Ok(list(&base))).await
+    }
+
+    async fn open(&self, model: &ModelRef, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+        let (model, path) = (model.clone(), context.resolve(&model.location));
+        let for_thread = context.clone();
+        let loader = off_thread(move || {
+            check_name(&model)?;
+            check_location(&path)?;
+            CandleLoader::prepare(&path, &for_thread)
+        })
+        .await?;
+        let options = EngineOptions::new(loader.name())
+            .with_max_concurrency(MAX_SEQS)
+            .with_default_sampling(loader.default_sampling());
+        LocalBackend::open(Box::new(loader), context, options).await
+    }
+}
+
+/// Runs what reads files on a thread of its own: an executor's thread must not wait for a disk.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (done, result) = oneshot::channel();
+    thread::Builder::new()
+        .name("candle-files".to_owned())
+        // The caller may be gone; then nobody wants the result.
+        .spawn(move || drop(done.send(work())))
+        .map_err(|error| {
+            Error::new(ErrorKind::ModelLoad, "no thread could be started to read the model's files")
+                .with_source(error)
+        })?;
+    result.await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Plugin, "reading the model's files panicked; report the files"))
+    })
+}
+
+fn check_name(model: &ModelRef) -> Result<()> {
+    let extra = match (&model.revision, &model.variant) {
+        (None, None) => return Ok(()),
+        (Some(revision), _) => format!("@{revision}"),
+        (None, Some(variant)) => format!("#{variant}"),
+    };
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "`{model}` has `{extra}`, which a folder does not have; write `{ID}:{}`",
+            model.location
+        ),
+    ))
+}
+
+/// Says of files of other kinds what can be done with them.
+fn check_location(path: &Path) -> Result<()> {
+    let Some(kind) = other_kind(path) else { return Ok(()) };
+    Err(Error::new(
+        ErrorKind::ModelLoad,
+        format!(
+            "`{}` is {kind}; candle reads Hugging Face folders with safetensors: give such a \
+             folder of the same model, or serve the file with another program and name it \
+             `openai-compatible:URL#MODEL`",
+            path.display()
+        ),
+    )
+    .with("file", path.display()))
+}
+
+fn other_kind(path: &Path) -> Option<&'static str> {
+    if path.is_dir() {
+        let is_onnx = path.join("genai_config.json").is_file() || path.join("model.onnx").is_file();
+        let is_ours = path.join("config.json").exists();
+        return (is_onnx && !is_ours).then_some("a folder of an ONNX model");
+    }
+    if !path.is_file() {
+        return None;
+    }
+    let mut magic = [0u8; 4];
+    let is_read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok();
+    match path.extension().and_then(|extension| extension.to_str()) {
+        _ if is_read && &magic == b"GGUF" => Some("a GGUF file"),
+        Some("gguf") => Some("a file named as GGUF"),
+        Some("onnx") => Some("an ONNX file"),
+        Some("safetensors") => Some("only the weights of a model"),
+        _ => Some("a file"),
+    }
+}
+
+/// Model folders directly below `base`, by name.
+fn list(base: &Path) -> Vec<ModelListing> {
+    let base = if base.as_os_str().is_empty() { Path::new(".") } else { base };
+    let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
+    let mut folders: Vec<PathBuf> = entries
+        .take(MAX_ENTRIES)
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| is_model_folder(path))
+        .collect();
+    folders.sort();
+    folders
+        .iter()
+        .filter_map(|path| {
+            let folder = ModelFolder::open(path).ok()?;
+            let name = path.file_name()?.to_str()?;
+            Some(ModelListing::new(ModelRef::new(ID, name), card(&folder)))
+        })
+        .take(MAX_LISTED)
+        .collect()
+}

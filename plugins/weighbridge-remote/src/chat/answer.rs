@@ -1,0 +1,417 @@
+//! Reading Chat Completions answers, streamed or in one document.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use weighbridge_core::{Error, ErrorKind, Request, RequestOption, Result, Retry, StopReason};
+
+use super::tokens;
+use crate::classify::ErrorObject;
+use crate::emitter::{Emitter, Ending};
+use crate::failure;
+use crate::sse::Frame;
+use crate::wire::{Decode, Flow};
+
+/// Fields of a chunk or document that are read, or that carry nothing.
+const KNOWN_FIELDS: [&str; 9] = [
+    "id",
+    "object",
+    "created",
+    "model",
+    "choices",
+    "usage",
+    "system_fingerprint",
+    "error",
+    "obfuscation",
+];
+const KNOWN_CHOICE_FIELDS: [&str; 6] =
+    ["index", "delta", "message", "finish_reason", "logprobs", "text"];
+const KNOWN_MESSAGE_FIELDS: [&str; 9] = [
+    "role",
+    "content",
+    "refusal",
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "annotations",
+    "audio",
+];
+/// Most unknown top-level fields that are kept.
+const MAX_KEPT_FIELDS: usize = 32;
+const MAX_SNIPPET_BYTES: usize = 200;
+
+/// One answer in the making.
+#[derive(Debug)]
+pub(super) struct ChatAnswer {
+    /// Finish reason by choice, `None` while the choice goes on.
+    choices: BTreeMap<u64, Option<String>>,
+    /// The answer came as a stream.
+    is_stream: bool,
+    /// `[DONE]` was seen, or the document is whole.
+    is_done: bool,
+    is_refusal: bool,
+    asked_logprobs: Option<u8>,
+    wishes_logprobs: bool,
+    calls: Vec<Call>,
+    other_fields: Map<String, Value>,
+}
+
+/// A tool call in the making; its position is its index in the emitter once it has begun.
+#[derive(Debug)]
+struct Call {
+    wire_index: u64,
+    id: String,
+    name: String,
+    /// Arguments that came before the name.
+    early_args: String,
+    position: Option<usize>,
+}
+
+impl ChatAnswer {
+    pub(super) fn new(request: &Request) -> Self {
+        Self {
+            choices: BTreeMap::new(),
+            is_stream: false,
+            is_done: false,
+            is_refusal: false,
+            asked_logprobs: request.logprobs,
+            wishes_logprobs: request.wishes.contains(&RequestOption::Logprobs),
+            calls: Vec::new(),
+            other_fields: Map::new(),
+        }
+    }
+
+    /// A chunk of a stream or a whole document; they differ in `delta` and `message`.
+    fn chunk(&mut self, chunk: &Value, out: &mut Emitter<'_>) -> Result<()> {
+        let Some(fields) = chunk.as_object() else {
+            return Err(Error::new(ErrorKind::Protocol, "a chunk of the answer is no object"));
+        };
+        for (name, wire) in [
+            ("served_model", "model"),
+            ("system_fingerprint", "system_fingerprint"),
+            ("response_id", "id"),
+        ] {
+            if let Some(value) = fields.get(wire).filter(|value| value.is_string())
+                && out.effective.values.get(name) != Some(value)
+            {
+                out.told(name, value.clone());
+            }
+        }
+        for (name, value) in fields {
+            let is_kept = !KNOWN_FIELDS.contains(&name.as_str())
+                && !value.is_null()
+                && (self.other_fields.len() < MAX_KEPT_FIELDS
+                    || self.other_fields.contains_key(name));
+            if is_kept {
+                self.other_fields.insert(name.clone(), value.clone());
+            }
+        }
+        match fields.get("choices") {
+            Some(Value::Array(choices)) => {
+                for choice in choices {
+                    self.choice(choice, out)?;
+                }
+            }
+            Some(Value::Null) | None => {
+                if !fields.contains_key("usage") {
+                    out.unknown(&chunk.to_string());
+                }
+            }
+            Some(_) => {
+                return Err(Error::new(ErrorKind::Protocol, "`choices` of the answer is no list"));
+            }
+        }
+        if let Some(usage) = fields.get("usage").filter(|usage| usage.is_object()) {
+            let has_output = out.has_content();
+            let usage = tokens::usage(usage, has_output, out);
+            out.usage(usage);
+        }
+        Ok(())
+    }
+
+    fn choice(&mut self, choice: &Value, out: &mut Emitter<'_>) -> Result<()> {
+        let Some(fields) = choice.as_object() else {
+            return Err(Error::new(ErrorKind::Protocol, "a choice of the answer is no object"));
+        };
+        if let Some(error) = fields.get("error").filter(|error| !error.is_null()) {
+            return Err(failure::in_answer(&json!({"error": error}), out));
+        }
+        let index = fields.get("index").and_then(Value::as_u64).unwrap_or(0);
+        let finished = self.choices.entry(index).or_default().is_some();
+        let reason = fields.get("finish_reason").and_then(Value::as_str).filter(|r| !r.is_empty());
+        if index != 0 {
+            // One answer was asked for; more come only by a verbatim `n`.
+            out.unknown(&choice.to_string());
+        } else {
+            self.message(fields, finished, out)?;
+            if let Some(raw) = fields.get("logprobs").filter(|_| !finished) {
+                out.tokens(tokens::logprobs(raw));
+            }
+            for (name, value) in fields {
+                if !KNOWN_CHOICE_FIELDS.contains(&name.as_str())
+                    && !value.is_null()
+                    && self.other_fields.len() < MAX_KEPT_FIELDS
+                {
+                    self.other_fields.insert(format!("choice.{name}"), value.clone());
+                }
+            }
+        }
+        if let Some(reason) = reason
+            && !finished
+        {
+            self.choices.insert(index, Some(reason.to_owned()));
+            if index == 0 {
+                self.end_calls(out);
+            }
+            if reason == "error" {
+                return Err(Error::new(
+                    ErrorKind::ServerError,
+                    "the server gave up in the middle of its answer",
+                )
+                .with_retry(Retry::Safe { after: None }));
+            }
+        }
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        choice: &Map<String, Value>,
+        finished: bool,
+        out: &mut Emitter<'_>,
+    ) -> Result<()> {
+        let message = choice.get("delta").or_else(|| choice.get("message"));
+        let Some(fields) = message.and_then(Value::as_object) else { return Ok(()) };
+        let text_of = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
+        if finished {
+            if !text_of("content").is_empty()
+                || fields.get("tool_calls").is_some_and(|c| !c.is_null())
+            {
+                out.warning("content_after_finish: content after finish_reason was ignored");
+            }
+            return Ok(());
+        }
+        // Some servers send their reasoning under both names.
+        let reasoning = match text_of("reasoning_content") {
+            "" => text_of("reasoning"),
+            text => text,
+        };
+        out.reasoning(reasoning);
+        match fields.get("content") {
+            Some(Value::String(text)) => out.text(text),
+            Some(Value::Array(parts)) => {
+                for part in parts {
+                    match (part["type"].as_str(), part["text"].as_str()) {
+                        (Some("text"), Some(text)) => out.text(text),
+                        _ => out.unknown(&part.to_string()),
+                    }
+                }
+            }
+            Some(Value::Null) | None => {}
+            Some(other) => {
+                return Err(Error::new(ErrorKind::Protocol, "the answer's content is no text")
+                    .with("content", out.excerpt(&other.to_string(), MAX_SNIPPET_BYTES)));
+            }
+        }
+        let refusal = text_of("refusal");
+        if !refusal.is_empty() {
+            self.is_refusal = true;
+            out.text(refusal);
+        }
+        for (position, call) in
+            fields.get("tool_calls").and_then(Value::as_array).into_iter().flatten().enumerate()
+        {
+            let index = call["index"].as_u64();
+            let id = call["id"].as_str().unwrap_or_default();
+            self.call(index.unwrap_or(position as u64), id, &call["function"], out);
+        }
+        if let Some(function) = fields.get("function_call").filter(|f| f.is_object()) {
+            self.call(0, "", function, out);
+        }
+        for (name, value) in fields {
+            if !KNOWN_MESSAGE_FIELDS.contains(&name.as_str()) && !value.is_null() {
+                out.unknown(&json!({ name: value }).to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// A whole tool call or a piece of one; pieces are put together by their index.
+    fn call(&mut self, wire_index: u64, id: &str, function: &Value, out: &mut Emitter<'_>) {
+        let name = function["name"].as_str().unwrap_or_default();
+        let args = match &function["arguments"] {
+            Value::String(args) => args.clone(),
+            Value::Null => String::new(),
+            // Some servers send the object itself.
+            other => other.to_string(),
+        };
+        // Another id under the same index is another call: some servers count wrongly.
+        let known = self.calls.iter().rposition(|call| call.wire_index == wire_index);
+        let slot = match known {
+            Some(slot)
+                if id.is_empty() || self.calls[slot].id.is_empty() || self.calls[slot].id == id =>
+            {
+                slot
+            }
+            _ => {
+                self.calls.push(Call {
+                    wire_index,
+                    id: String::new(),
+                    name: String::new(),
+                    early_args: String::new(),
+                    position: None,
+                });
+                self.calls.len() - 1
+            }
+        };
+        let next_position = self.n_begun();
+        let call = &mut self.calls[slot];
+        if call.id.is_empty() {
+            call.id = id.to_owned();
+        }
+        if call.name.is_empty() {
+            call.name = name.to_owned();
+        }
+        match call.position {
+            Some(position) => out.tool_args(position, &args),
+            None => {
+                call.early_args.push_str(&args);
+                if !call.name.is_empty() && !call.id.is_empty() {
+                    call.begin(next_position, out);
+                }
+            }
+        }
+    }
+
+    fn n_begun(&self) -> usize {
+        self.calls.iter().filter(|call| call.position.is_some()).count()
+    }
+
+    fn end_calls(&mut self, out: &mut Emitter<'_>) {
+        for slot in 0..self.calls.len() {
+            if self.calls[slot].position.is_none() {
+                let position = self.n_begun();
+                let call = &mut self.calls[slot];
+                if call.id.is_empty() {
+                    call.id = format!("call_{slot}");
+                    out.warning("tool_call_without_id: an id was made up");
+                }
+                if call.name.is_empty() {
+                    out.warning("tool_call_without_name");
+                }
+                call.begin(position, out);
+            }
+        }
+        for position in 0..self.calls.len() {
+            out.tool_end(position);
+        }
+    }
+
+    /// Logprobs that were asked for and did not come are an option that was not honoured.
+    fn check_logprobs(&self, out: &mut Emitter<'_>) -> Result<()> {
+        let Some(asked) = self.asked_logprobs else { return Ok(()) };
+        if out.has_logprobs() || !out.has_text() {
+            return Ok(());
+        }
+        if self.wishes_logprobs {
+            out.warning("logprobs_missing: the server sent none");
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            "logprobs",
+            format!("{asked} were asked for and the server sent its answer without any"),
+        ))
+    }
+}
+
+impl Call {
+    fn begin(&mut self, position: usize, out: &mut Emitter<'_>) {
+        self.position = Some(position);
+        out.tool_start(&self.id, &self.name);
+        out.tool_args(position, &std::mem::take(&mut self.early_args));
+    }
+}
+
+impl Decode for ChatAnswer {
+    fn frame(&mut self, frame: &Frame, out: &mut Emitter<'_>) -> Result<Flow> {
+        self.is_stream = true;
+        if frame.data.trim() == "[DONE]" {
+            self.is_done = true;
+            return Ok(Flow::End);
+        }
+        let chunk: Value = serde_json::from_str(&frame.data).map_err(|error| {
+            if frame.event == "error" {
+                return failure::in_answer(&json!({"error": frame.data}), out);
+            }
+            Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
+                .with("offset", frame.offset)
+                .with("data", out.excerpt(&frame.data, MAX_SNIPPET_BYTES))
+                .with_source(error)
+        })?;
+        if ErrorObject::find(&chunk).is_some() || frame.event == "error" {
+            return Err(failure::in_answer(&chunk, out));
+        }
+        if !frame.event.is_empty() && frame.event != "message" && chunk.get("choices").is_none() {
+            out.unknown(&format!("event: {}\ndata: {}", frame.event, frame.data));
+            return Ok(Flow::More);
+        }
+        self.chunk(&chunk, out)?;
+        Ok(Flow::More)
+    }
+
+    fn document(&mut self, document: &Value, out: &mut Emitter<'_>) -> Result<()> {
+        if ErrorObject::find(document).is_some() {
+            return Err(failure::in_answer(document, out));
+        }
+        if document.get("choices").is_none() {
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "the answer has no `choices`: this is not a Chat Completions API; correct the URL",
+            )
+            .with("body", out.excerpt(&document.to_string(), MAX_SNIPPET_BYTES)));
+        }
+        self.chunk(document, out)?;
+        self.is_done = true;
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        let all_finished = self.choices.values().all(Option::is_some);
+        all_finished && (self.is_done || !self.choices.is_empty())
+    }
+
+    fn close(&mut self, out: &mut Emitter<'_>) -> Result<Ending> {
+        if !self.is_complete() {
+            return Err(Error::new(
+                ErrorKind::Truncated,
+                "the answer ended without a finish_reason, so it may be cut; it is not taken for \
+                 an answer",
+            )
+            .with("saw_done", self.is_done)
+            .with_retry(Retry::Safe { after: None }));
+        }
+        if self.is_stream && !self.is_done {
+            out.warning("done_missing: the stream ended after finish_reason without [DONE]");
+        }
+        if !self.other_fields.is_empty() {
+            out.told("other_fields", Value::Object(std::mem::take(&mut self.other_fields)));
+        }
+        let raw = self.choices.get(&0).cloned().flatten();
+        let stop_reason = match raw.as_deref() {
+            Some("content_filter") => StopReason::ContentFilter,
+            _ if self.is_refusal => StopReason::Refusal,
+            Some("length") => StopReason::Length,
+            Some("tool_calls" | "function_call") => StopReason::ToolCalls,
+            Some("stop") if out.has_tool_calls() => StopReason::ToolCalls,
+            Some("stop") => StopReason::Stop,
+            Some(_) => StopReason::Other,
+            None => {
+                out.warning("no_choices: the server answered without any choice");
+                StopReason::Other
+            }
+        };
+        self.check_logprobs(out)?;
+        Ok(Ending { stop_reason, raw })
+    }
+}

@@ -1,0 +1,224 @@
+//! Collects an answer while it is pushed into the caller's sink, so that both are the same.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use weighbridge_core::{
+    Completion, EffectiveParams, Event, EventSink, StopReason, Timings, TokenLogprob, ToolCall,
+    Usage,
+};
+
+use crate::text::Redactor;
+
+/// Why an answer ended, in our word and the vendor's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) stop_reason: StopReason,
+    pub(crate) raw: Option<String>,
+}
+
+/// The one way from a wire to the sink.
+pub(crate) struct Emitter<'a> {
+    sink: &'a mut dyn EventSink,
+    redactor: &'a Redactor,
+    submitted: Instant,
+    first_content: Option<Instant>,
+    last_content: Option<Instant>,
+    is_stopped: bool,
+    has_content: bool,
+    pub(crate) effective: EffectiveParams,
+    text: String,
+    reasoning: String,
+    tool_calls: Vec<ToolCall>,
+    logprobs: Vec<TokenLogprob>,
+    usage: Usage,
+    warnings: Vec<String>,
+}
+
+impl<'a> Emitter<'a> {
+    pub(crate) fn new(
+        sink: &'a mut dyn EventSink,
+        redactor: &'a Redactor,
+        submitted: Instant,
+    ) -> Self {
+        Self {
+            sink,
+            redactor,
+            submitted,
+            first_content: None,
+            last_content: None,
+            is_stopped: false,
+            has_content: false,
+            effective: EffectiveParams::default(),
+            text: String::new(),
+            reasoning: String::new(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+            usage: Usage::default(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The sink asked for an early stop; nothing is collected any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
+    /// Content reached the sink, so the call must not be repeated silently.
+    pub(crate) fn has_content(&self) -> bool {
+        self.has_content
+    }
+
+    pub(crate) fn has_text(&self) -> bool {
+        !self.text.is_empty()
+    }
+
+    pub(crate) fn has_tool_calls(&self) -> bool {
+        !self.tool_calls.is_empty()
+    }
+
+    pub(crate) fn has_logprobs(&self) -> bool {
+        !self.logprobs.is_empty()
+    }
+
+    /// Some of the server's text, fit for an error.
+    pub(crate) fn excerpt(&self, text: &str, max_bytes: usize) -> String {
+        self.redactor.excerpt(text, max_bytes)
+    }
+
+    pub(crate) fn started(&mut self) {
+        if self.sink.push(Event::Started(Cow::Borrowed(&self.effective))).is_break() {
+            self.is_stopped = true;
+        }
+    }
+
+    pub(crate) fn text(&mut self, text: &str) {
+        if self.takes_content(text) {
+            self.text.push_str(text);
+            self.push(Event::Text(text.into()));
+        }
+    }
+
+    pub(crate) fn reasoning(&mut self, text: &str) {
+        if self.takes_content(text) {
+            self.reasoning.push_str(text);
+            self.push(Event::Reasoning(text.into()));
+        }
+    }
+
+    /// Begins a tool call; `index` is its position, one after the last begun.
+    pub(crate) fn tool_start(&mut self, id: &str, name: &str) {
+        if self.is_stopped {
+            return;
+        }
+        self.note_content();
+        let index = self.tool_calls.len();
+        self.tool_calls.push(ToolCall::new(id, name, ""));
+        self.push(Event::ToolStart { index, id: id.into(), name: name.into() });
+    }
+
+    pub(crate) fn tool_args(&mut self, index: usize, fragment: &str) {
+        if self.takes_content(fragment)
+            && let Some(call) = self.tool_calls.get_mut(index)
+        {
+            call.arguments.push_str(fragment);
+            self.push(Event::ToolArgs { index, fragment: fragment.into() });
+        }
+    }
+
+    pub(crate) fn tool_end(&mut self, index: usize) {
+        if !self.is_stopped {
+            self.push(Event::ToolEnd { index });
+        }
+    }
+
+    pub(crate) fn tokens(&mut self, tokens: Vec<TokenLogprob>) {
+        if self.is_stopped || tokens.is_empty() {
+            return;
+        }
+        self.push(Event::Tokens(Cow::Borrowed(&tokens)));
+        self.logprobs.extend(tokens);
+    }
+
+    pub(crate) fn usage(&mut self, usage: Usage) {
+        if !self.is_stopped {
+            self.push(Event::Usage(Cow::Borrowed(&usage)));
+            self.usage = usage;
+        }
+    }
+
+    /// Notes something once.
+    pub(crate) fn warning(&mut self, text: impl Into<String>) {
+        let text = self.redactor.redact(&text.into());
+        if !self.is_stopped && !self.warnings.contains(&text) {
+            self.push(Event::Warning(text.as_str().into()));
+            self.warnings.push(text);
+        }
+    }
+
+    /// Passes on something of the wire that this build does not know.
+    pub(crate) fn unknown(&mut self, raw: &str) {
+        if !self.is_stopped {
+            let raw = self.redactor.redact(raw);
+            self.push(Event::Unknown(raw.into()));
+        }
+    }
+
+    /// Notes a value that the server told.
+    pub(crate) fn told(&mut self, name: &'static str, value: Value) {
+        let value = match value {
+            Value::String(text) => Value::String(self.redactor.redact(&text)),
+            other => other,
+        };
+        self.effective.values.insert(name.to_owned(), value);
+    }
+
+    /// What was collected. `is_streamed`: moments of arrival are moments of generation.
+    pub(crate) fn completion(
+        self,
+        ending: Ending,
+        queue: Duration,
+        is_streamed: bool,
+        asks_logprobs: bool,
+    ) -> Completion {
+        let mut timings = Timings::total(self.submitted.elapsed());
+        timings.queue = Some(queue);
+        if is_streamed {
+            timings.ttft = self.first_content.map(|first| first - self.submitted);
+            timings.decode =
+                self.first_content.zip(self.last_content).map(|(first, last)| last - first);
+        }
+        let mut completion = Completion::new(self.text, ending.stop_reason);
+        completion.raw_stop_reason = ending.raw.map(|raw| self.redactor.redact(&raw));
+        completion.reasoning = self.reasoning;
+        completion.tool_calls = self.tool_calls;
+        completion.usage = self.usage;
+        completion.timings = timings;
+        completion.logprobs = asks_logprobs.then_some(self.logprobs);
+        completion.effective = self.effective;
+        completion.warnings = self.warnings;
+        completion
+    }
+
+    fn takes_content(&mut self, text: &str) -> bool {
+        let takes = !self.is_stopped && !text.is_empty();
+        if takes {
+            self.note_content();
+        }
+        takes
+    }
+
+    fn note_content(&mut self) {
+        let now = Instant::now();
+        self.first_content.get_or_insert(now);
+        self.last_content = Some(now);
+    }
+
+    fn push(&mut self, event: Event<'_>) {
+        self.has_content |= event.is_content();
+        if self.sink.push(event).is_break() {
+            self.is_stopped = true;
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! The one HTTP core: every byte to or from a server passes here.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_channel::{mpsc, oneshot};
+use futures_util::{SinkExt, StreamExt};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
+};
+use reqwest::redirect::Policy;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Retry, Secret};
+
+use crate::address::{Address, is_loopback, unknown_host};
+use crate::options::Timers;
+use crate::runtime::{self, AbortOnDrop};
+use crate::text::Redactor;
+
+/// Largest body of an answer.
+const MAX_BODY_BYTES: u64 = 64 << 20;
+/// Parts of an answer that wait for the caller before the connection is read no further.
+const N_PARTS_AHEAD: usize = 8;
+/// Below the five seconds after which common servers close an idle connection themselves.
+const POOL_IDLE: Duration = Duration::from_secs(4);
+/// How long a finished answer may take to end its body, so that its connection can be used again.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// A client of one origin. Built only with an [`Egress`] token; its key goes nowhere else.
+pub(crate) struct Http {
+    client: reqwest::Client,
+    address: Address,
+    key: Option<HeaderValue>,
+    redactor: Redactor,
+    egress: Egress,
+    is_loopback: bool,
+    timers: Timers,
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http")
+            .field("address", &self.address)
+            .field("has_key", &self.key.is_some())
+            .field("is_loopback", &self.is_loopback)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is asked of a server.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) route: &'static str,
+    /// `None` is a GET.
+    pub(crate) body: Option<Vec<u8>>,
+    pub(crate) accept: &'static str,
+}
+
+/// Status and headers of an answer.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Head {
+    pub(crate) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// A header's value; `None` also where it is not text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The media type in lower case, without parameters; empty if there is none.
+    pub(crate) fn media_type(&self) -> String {
+        let value = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
+        value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    }
+}
+
+impl Http {
+    /// A client of `address`, which was found to be (not) on this machine.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a key that no header can carry, or that would travel
+    /// unencrypted over a network.
+    pub(crate) fn new(
+        address: Address,
+        is_at_loopback: bool,
+        key: Option<&Secret>,
+        egress: Egress,
+        timers: Timers,
+    ) -> Result<Self> {
+        if key.is_some() && !is_at_loopback && !address.is_https() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "a key is never sent to {} over plain http; use https, or set `api_key_env` \
+                     to an empty text",
+                    address.authority()
+                ),
+            ));
+        }
+        let header = key.map(bearer).transpose()?;
+        let resolver = GuardedResolver { egress: egress.clone(), only_loopback: is_at_loopback };
+        let client = reqwest::Client::builder()
+            .redirect(Policy::none())
+            .no_proxy()
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .dns_resolver(Arc::new(resolver))
+            .connect_timeout(timers.connect)
+            .pool_idle_timeout(POOL_IDLE)
+            .tcp_nodelay(true)
+            .user_agent(concat!("weighbridge/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, "cannot set up an HTTP client")
+                    .with_source(Redactor::default().cause(&error.without_url()))
+            })?;
+        Ok(Self {
+            client,
+            address,
+            key: header,
+            redactor: key.map(Redactor::new).unwrap_or_default(),
+            egress,
+            is_loopback: is_at_loopback,
+            timers,
+        })
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(crate) fn redactor(&self) -> &Redactor {
+        &self.redactor
+    }
+
+    /// Begins a call. It runs on the private runtime and ends when the [`Exchange`] is dropped.
+    pub(crate) fn start(self: &Arc<Self>, call: Call) -> Result<Exchange> {
+        let (parts_tx, parts) = mpsc::channel(N_PARTS_AHEAD);
+        let (end_tx, end) = oneshot::channel();
+        let is_finished = Arc::new(Notify::new());
+        let http = Arc::clone(self);
+        let drain = Arc::clone(&is_finished);
+        let task = runtime::handle()?.spawn(async move {
+            let result = http.exchange(call, parts_tx, &drain).await;
+            // Nobody listens once the caller is gone or satisfied.
+            let _ = end_tx.send(result.map_err(|error| http.redactor.clean(error)));
+        });
+        let abort = AbortOnDrop::new(task.abort_handle());
+        Ok(Exchange { parts, end: Some(end), abort, is_finished })
+    }
+
+    async fn exchange(
+        &self,
+        call: Call,
+        mut parts: mpsc::Sender<Part>,
+        is_finished: &Notify,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let total = Deadline { at: start + self.timers.total, phase: "total" };
+        let first_byte = Deadline { at: start + self.timers.first_byte, phase: "first_byte" };
+        // The body counts as sent until it is known that nothing was connected.
+        let n_sent = call.body.as_ref().map_or(0, Vec::len) as u64;
+        let mut meter = Meter { http: self, n_sent, n_received: 0, is_loopback: None };
+
+        let deadline = total.min(first_byte);
+        let sent = timeout_at(deadline.at, self.request(call).send()).await;
+        if matches!(&sent, Ok(Err(error)) if error.is_connect()) {
+            meter.n_sent = 0;
+        }
+        let mut response = sent
+            .map_err(|_| self.timed_out(deadline.phase, start))?
+            .map_err(|error| self.send_error(error))?;
+        meter.is_loopback = response.remote_addr().map(|peer| is_loopback(peer.ip()));
+        let head = Head {
+            status: response.status().as_u16(),
+            headers: std::mem::take(response.headers_mut()),
+        };
+        let encoding = head.header(CONTENT_ENCODING.as_str()).unwrap_or("identity").trim();
+        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
+            return Err(Error::new(
+                ErrorKind::Transport,
+                format!(
+                    "{} sent a compressed body although none was asked for",
+                    self.address.authority()
+                ),
+            )
+            .with("content_encoding", self.redactor.excerpt(encoding, 64)));
+        }
+        if self.forward(&mut parts, Part::Head(head), total, start).await?.is_none() {
+            return Ok(());
+        }
+
+        let mut deadline = total.min(first_byte);
+        let mut is_draining = false;
+        loop {
+            let chunk = tokio::select! {
+                biased;
+                () = is_finished.notified(), if !is_draining => {
+                    is_draining = true;
+                    deadline = deadline.min(Deadline { at: Instant::now() + DRAIN, phase: "drain" });
+                    continue;
+                }
+                chunk = timeout_at(deadline.at, response.chunk()) => chunk,
+            };
+            let chunk = chunk
+                .map_err(|_| self.timed_out(deadline.phase, start))?
+                .map_err(|error| self.body_error(error))?;
+            let Some(chunk) = chunk else { return Ok(()) };
+            meter.n_received += chunk.len() as u64;
+            if meter.n_received > MAX_BODY_BYTES {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!("the answer of {} exceeds 64 MiB", self.address.authority()),
+                ));
+            }
+            // Data after the end of an answer: the connection is dropped, not reused.
+            if is_draining
+                || self.forward(&mut parts, Part::Chunk(chunk), total, start).await?.is_none()
+            {
+                return Ok(());
+            }
+            deadline = total.min(Deadline { at: Instant::now() + self.timers.idle, phase: "idle" });
+        }
+    }
+
+    fn request(&self, call: Call) -> reqwest::RequestBuilder {
+        let url = self.address.join(call.route);
+        let request = match call.body {
+            Some(body) => self
+                .client
+                .post(url)
+                .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+                .body(body),
+            None => self.client.get(url),
+        };
+        let request = request
+            .header(ACCEPT, HeaderValue::from_static(call.accept))
+            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        match &self.key {
+            Some(key) => request.header(AUTHORIZATION, key.clone()),
+            None => request,
+        }
+    }
+
+    /// Hands a part to the caller; `None` if it is gone. Waiting for it counts against the total.
+    async fn forward(
+        &self,
+        parts: &mut mpsc::Sender<Part>,
+        part: Part,
+        total: Deadline,
+        start: Instant,
+    ) -> Result<Option<()>> {
+        let sent = timeout_at(total.at, parts.send(part)).await;
+        Ok(sent.map_err(|_| self.timed_out(total.phase, start))?.ok())
+    }
+
+    fn timed_out(&self, phase: &'static str, start: Instant) -> Error {
+        let what = match phase {
+            "first_byte" => "did not begin to answer",
+            "idle" => "stopped in the middle of its answer",
+            _ => "did not finish its answer",
+        };
+        let seconds = match phase {
+            "first_byte" => self.timers.first_byte,
+            "idle" => self.timers.idle,
+            _ => self.timers.total,
+        };
+        let option = if phase == "total" { "timeout_s" } else { phase };
+        let suffix = if phase == "total" { "" } else { "_timeout_s" };
+        Error::new(
+            ErrorKind::Timeout,
+            format!(
+                "{} {what} within {} s; raise `{option}{suffix}` if that is too short",
+                self.address.host_and_port(),
+                seconds.as_secs_f64(),
+            ),
+        )
+        .with("phase", phase)
+        .with("elapsed_ms", start.elapsed().as_millis())
+        .with_retry(Retry::Safe { after: None })
+    }
+
+    /// A call that got no status line.
+    fn send_error(&self, error: reqwest::Error) -> Error {
+        let error = error.without_url();
+        if let Some(denied) = find::<DeniedAddress>(&error) {
+            return Error::new(ErrorKind::EgressDenied, denied.0.clone())
+                .with("host", self.address.authority());
+        }
+        let place = self.address.host_and_port();
+        let transport =
+            |phase, message: String| Error::new(ErrorKind::Transport, message).with("phase", phase);
+        let io = find::<std::io::Error>(&error).map(std::io::Error::kind);
+        let error = if error.is_dns() || find::<NameFailure>(&error).is_some() {
+            unknown_host(self.address.host())
+        } else if error.is_connect() && error.is_timeout() {
+            Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "{place} did not accept a connection within {} s; check host and port, or \
+                     raise `connect_timeout_s`",
+                    self.timers.connect.as_secs_f64()
+                ),
+            )
+            .with("phase", "connect")
+        } else if io == Some(std::io::ErrorKind::ConnectionRefused) {
+            transport(
+                "connect",
+                format!("nothing listens at {place}; start the server or correct the URL"),
+            )
+        } else if error.is_connect() && self.address.is_https() {
+            transport(
+                "tls",
+                format!(
+                    "no secure connection to {place} was possible; if the server speaks plain \
+                     http, correct the URL"
+                ),
+            )
+        } else if error.is_connect() {
+            transport("connect", format!("{place} cannot be reached; check host, port and network"))
+        } else {
+            transport(
+                "response",
+                format!(
+                    "{place} closed the connection or answered with something that is not HTTP; \
+                     check that the URL's scheme and port are those of the API"
+                ),
+            )
+            .with("maybe_sent", true)
+        }
+        .with_source(self.redactor.cause(&error));
+        error.with_retry(Retry::Safe { after: None })
+    }
+
+    /// An answer whose body broke off or is damaged.
+    fn body_error(&self, error: reqwest::Error) -> Error {
+        use std::io::ErrorKind as Io;
+        let error = error.without_url();
+        let io = find::<std::io::Error>(&error).map(std::io::Error::kind);
+        let is_cut = matches!(
+            io,
+            Some(Io::UnexpectedEof | Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe)
+        );
+        let place = self.address.host_and_port();
+        let error = if is_cut {
+            Error::new(ErrorKind::Truncated, format!("{place} broke off its answer"))
+        } else {
+            Error::new(ErrorKind::Transport, format!("the answer of {place} is damaged HTTP"))
+        }
+        .with_source(self.redactor.cause(&error));
+        error.with_retry(Retry::Safe { after: None })
+    }
+}
+
+fn bearer(key: &Secret) -> Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            "the key holds characters that no HTTP header can carry",
+        )
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The cause of that type, if it is among the causes. An `io::Error` hides the error it wraps from
+/// `source`, so that one is opened too.
+fn find<'a, T: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(wrapped) = wrapped
+            && let Some(found) = find(wrapped)
+        {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
+    phase: &'static str,
+}
+
+impl Deadline {
+    fn min(self, other: Self) -> Self {
+        if other.at < self.at { other } else { self }
+    }
+}
+
+#[derive(Debug)]
+enum Part {
+    Head(Head),
+    Chunk(Bytes),
+}
+
+/// A call under way. Dropping it closes the connection.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    parts: mpsc::Receiver<Part>,
+    end: Option<oneshot::Receiver<Result<()>>>,
+    abort: AbortOnDrop,
+    is_finished: Arc<Notify>,
+}
+
+impl Exchange {
+    /// Status and headers; ask once, and first.
+    pub(crate) async fn head(&mut self) -> Result<Head> {
+        match self.parts.next().await {
+            Some(Part::Head(head)) => Ok(head),
+            _ => Err(match self.ended().await {
+                Err(error) => error,
+                Ok(()) => unexpected_end(),
+            }),
+        }
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        match self.parts.next().await {
+            Some(Part::Chunk(chunk)) => Ok(Some(chunk)),
+            Some(Part::Head(_)) => Err(unexpected_end()),
+            None => self.ended().await.map(|()| None),
+        }
+    }
+
+    /// The whole body, or its first `max_bytes` bytes or a little more.
+    pub(crate) async fn body(&mut self, max_bytes: usize) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        while body.len() < max_bytes
+            && let Some(chunk) = self.chunk().await?
+        {
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// Says that the answer is complete: the rest of its body is awaited in the background, so
+    /// that the connection can be used again.
+    pub(crate) fn finish(mut self) {
+        self.abort.disarm();
+        self.is_finished.notify_one();
+    }
+
+    async fn ended(&mut self) -> Result<()> {
+        match self.end.take() {
+            Some(end) => end.await.unwrap_or_else(|_| Err(unexpected_end())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unexpected_end() -> Error {
+    Error::new(ErrorKind::Transport, "the network task ended unexpectedly")
+}
+
+/// Enters an exchange into the ledger when it is over, however it ended.
+struct Meter<'a> {
+    http: &'a Http,
+    n_sent: u64,
+    n_received: u64,
+    is_loopback: Option<bool>,
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        self.http.egress.ledger().record(EgressEntry::new(
+            self.http.address.authority(),
+            self.is_loopback.unwrap_or(self.http.is_loopback),
+            self.n_sent,
+            self.n_received,
+        ));
+    }
+}
+
+/// Resolves names and lets only permitted addresses through, so that the check holds for the
+/// connection that is made and not only for the name. IP addresses never come here: they were
+/// judged when the client was built.
+#[derive(Debug)]
+struct GuardedResolver {
+    egress: Egress,
+    /// The host was on this machine when the model was opened, and its card says so.
+    only_loopback: bool,
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let egress = self.egress.clone();
+        let only_loopback = self.only_loopback;
+        Box::pin(async move {
+            let host = name.as_str();
+            let found = tokio::net::lookup_host((host, 0)).await.map_err(|_| NameFailure)?;
+            let (mut allowed, mut n_denied) = (Vec::<SocketAddr>::new(), 0);
+            for address in found {
+                let is_loopback = is_loopback(address.ip());
+                let is_expected = is_loopback || !only_loopback;
+                if is_expected && egress.permit(host, is_loopback).is_ok() {
+                    allowed.push(address);
+                } else {
+                    n_denied += 1;
+                }
+            }
+            match (allowed.is_empty(), n_denied) {
+                (false, _) => Ok(Box::new(allowed.into_iter()) as Addrs),
+                (true, 0) => Err(NameFailure.into()),
+                (true, _) => Err(DeniedAddress(format!(
+                    "`{host}` now stands for an address outside this machine, which this run may \
+                     not reach"
+                ))
+                .into()),
+            }
+        })
+    }
+}
+
+#[derive(Debug)]
+struct NameFailure;
+
+impl fmt::Display for NameFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name cannot be resolved")
+    }
+}
+
+impl std::error::Error for NameFailure {}
+
+#[derive(Debug)]
+struct DeniedAddress(String);
+
+impl fmt::Display for DeniedAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DeniedAddress {}

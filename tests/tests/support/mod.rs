@@ -1,0 +1,99 @@
+//! The built program, and a model served by it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The `weighbridge` program of the same build as this test.
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let profile_dir = test.parent().unwrap().parent().unwrap();
+    let program = profile_dir.join(format!("weighbridge{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        program.exists(),
+        "{} is not built; run `cargo xtask test`, or `cargo build -p weighbridge-cli` first",
+        program.display()
+    );
+    program
+}
+
+/// Runs `weighbridge` with these arguments in this folder.
+pub fn weighbridge(args: &[&str], dir: &Path) -> Output {
+    Command::new(program())
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap()
+}
+
+/// What a run printed, both streams.
+pub fn printed(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// A model served from a process of its own, which ends with this value.
+pub struct Served {
+    child: Child,
+    pub url: String,
+}
+
+impl Served {
+    pub fn start(model: &str, name: &str) -> Self {
+        let mut child = Command::new(program())
+            .args(["serve", model, "--name", name, "--address", "127.0.0.1:0"])
+            .arg("--until-stdin-closes")
+            .current_dir(root())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let url = line.trim().strip_prefix("serving ").expect("the server says where").to_owned();
+        Self { child, url }
+    }
+
+    /// `host:port`.
+    pub fn authority(&self) -> &str {
+        self.url.trim_start_matches("http://").split('/').next().unwrap()
+    }
+
+    /// The server's own count of calls that it began.
+    pub fn n_started(&self, name: &str) -> u64 {
+        let stats = get(self.authority(), "/weighbridge/stats");
+        let stats: Value = serde_json::from_str(&stats).unwrap();
+        stats["models"][name]["started"].as_u64().unwrap_or_else(|| panic!("{stats}"))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The body of a GET request, without a client of ours.
+pub fn get(authority: &str, path: &str) -> String {
+    let mut socket = TcpStream::connect(authority).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").expect("an HTTP answer").1.to_owned()
+}
