@@ -10,8 +10,9 @@ const FULL_RESULT: &str = "docs/test-full.json";
 
 pub(crate) fn run(full: bool) -> Result<u8, String> {
     let started = Instant::now();
-    // The end-to-end tests run the program.
-    shell::run(cargo().args(["build", "--locked", "--package", "weighbridge-cli"]))?;
+    // The end-to-end tests run the programs. Built with the features of the tests, so that nothing
+    // is compiled twice.
+    shell::run(cargo().args(["build", "--locked", "--workspace"]))?;
     let mut tests = cargo();
     if answers(cargo().args(["nextest", "--version"])) {
         tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);

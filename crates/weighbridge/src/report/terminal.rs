@@ -1,68 +1,95 @@
 //! The first screen in a terminal.
 
 use super::Report;
-use super::first_screen::{Line, first_screen};
+use super::first_screen::{Line, MAX_LINES, first_screen};
 use super::samples::SampleLine;
 
 /// The first screen as text of at most `width` columns; `color` adds ANSI colours.
+///
+/// Long lines are folded as long as the screen stays within its lines, and cut with an ellipsis
+/// beyond that; `report.html` has them whole.
 pub fn render(report: &Report, samples: &[SampleLine], width: usize, color: bool) -> String {
-    let paint = |code: &str, text: &str| match color {
-        true => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
-        false => text.to_owned(),
-    };
-    let width = width.clamp(60, 120);
-    let mut out = Vec::new();
-    for line in first_screen(report, samples) {
-        match line {
-            Line::Notice { text } => {
-                out.extend(wrap("", &text, width).iter().map(|l| paint("33", l)));
-            }
-            Line::Action { text } => {
-                out.extend(wrap("", &text, width).iter().map(|l| paint("1", l)));
-            }
-            Line::Axis { name, bearing, text } => {
-                let head = format!("  {name:<8} {bearing:<15} ");
-                let code = match bearing.as_str() {
-                    "decides" => "1",
-                    "unknown" => "33",
-                    _ => "2",
-                };
-                out.push(clip(&format!("{}{text}", paint(code, &head)), width, &head, &text));
-            }
-            Line::Control { passed, text } => {
-                let head = if passed {
-                    "  control  as expected     "
-                } else {
-                    "  control  FAILED          "
-                };
-                let code = if passed { "2" } else { "31;1" };
-                out.push(clip(&format!("{}{text}", paint(code, head)), width, head, &text));
-            }
-            Line::Disagreement { id, text } => {
-                let head = format!("  differs  {id:<15} ");
-                out.push(clip(&format!("{}{text}", paint("2", &head)), width, &head, &text));
-            }
-            Line::Warning { text } => {
-                out.extend(wrap("  ! ", &text, width).iter().map(|l| paint("33", l)));
-            }
-            Line::Next { text } => {
-                out.extend(wrap("Next: ", &text, width).iter().map(|l| paint("1", l)));
+    let width = width.clamp(60, 140);
+    let blocks: Vec<Block> = first_screen(report, samples).into_iter().map(block).collect();
+    let mut folded: Vec<Vec<String>> =
+        blocks.iter().map(|b| wrap(&b.head, &b.text, width)).collect();
+    // What matters least is cut first: disagreements, then controls, then axes.
+    for rank in (1..=3).rev() {
+        for (block, lines) in blocks.iter().zip(&mut folded).rev() {
+            let is_over = |n: usize| n > MAX_LINES;
+            if block.rank == rank && lines.len() > 1 && is_over(n_lines(&blocks, width, rank)) {
+                *lines = vec![clip(&format!("{}{}", block.head, block.text), width)];
             }
         }
     }
-    out.truncate(super::first_screen::MAX_LINES);
+    let mut out = Vec::new();
+    for (block, lines) in blocks.iter().zip(folded) {
+        for line in lines {
+            out.push(paint(block, &line, color));
+        }
+    }
+    out.truncate(MAX_LINES);
     out.join("\n") + "\n"
 }
 
-/// A line whose plain form fits as it is, otherwise cut with an ellipsis.
-fn clip(painted: &str, width: usize, head: &str, text: &str) -> String {
-    let n_plain = head.chars().count() + text.chars().count();
-    if n_plain <= width {
-        return painted.to_owned();
+/// Lines of the screen when blocks above `rank` are cut to one line each.
+fn n_lines(blocks: &[Block], width: usize, rank: u8) -> usize {
+    let lines = |b: &Block| if b.rank > rank { 1 } else { wrap(&b.head, &b.text, width).len() };
+    blocks.iter().map(lines).sum()
+}
+
+/// A piece of the screen: a head that is not folded, and a text that is.
+struct Block {
+    head: String,
+    text: String,
+    /// ANSI code of the head, or of everything if there is no head.
+    code: &'static str,
+    /// 0 is never cut.
+    rank: u8,
+}
+
+fn block(line: Line) -> Block {
+    let block = |head: String, text, code, rank| Block { head, text, code, rank };
+    match line {
+        Line::Notice { text } => block(String::new(), text, "33", 0),
+        Line::Action { text } => block(String::new(), text, "1", 0),
+        Line::Next { text } => block("Next: ".to_owned(), text, "1", 0),
+        Line::Warning { text } => block("  ! ".to_owned(), text, "33", 0),
+        Line::Axis { name, bearing, text } => {
+            let code = match bearing.as_str() {
+                "decides" => "1",
+                "unknown" => "33",
+                _ => "2",
+            };
+            block(format!("  {name:<8} {bearing:<15} "), text, code, 1)
+        }
+        Line::Control { passed, text } => {
+            let (word, code) = if passed { ("as expected", "2") } else { ("FAILED", "31;1") };
+            block(format!("  control  {word:<15} "), text, code, 2)
+        }
+        Line::Disagreement { id, text } => {
+            block(format!("  differs  {:<15} ", clip(&id, 15)), text, "2", 3)
+        }
     }
-    let n_cut = n_plain - width + 1;
-    let kept: String = painted.chars().take(painted.chars().count() - n_cut).collect();
-    kept + "…"
+}
+
+fn paint(block: &Block, line: &str, color: bool) -> String {
+    match line.strip_prefix(block.head.as_str()) {
+        _ if !color => line.to_owned(),
+        Some(text) if !block.head.is_empty() => {
+            format!("\u{1b}[{}m{}\u{1b}[0m{text}", block.code, block.head)
+        }
+        Some(_) => format!("\u{1b}[{}m{line}\u{1b}[0m", block.code),
+        None => line.to_owned(),
+    }
+}
+
+/// At most `width` characters, the last one an ellipsis if something is cut.
+fn clip(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width - 1).chain(['…']).collect()
 }
 
 fn wrap(head: &str, text: &str, width: usize) -> Vec<String> {
@@ -93,6 +120,6 @@ mod tests {
     #[test]
     fn text_is_wrapped_at_words_and_indented() {
         assert_eq!(wrap("Next: ", "aa bb cc", 11), ["Next: aa bb", "      cc"]);
-        assert_eq!(clip("head text", 7, "head ", "text"), "head t…");
+        assert_eq!(clip("head text", 7), "head t…");
     }
 }

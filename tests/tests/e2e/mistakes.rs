@@ -1,13 +1,11 @@
 //! Mistakes a user makes, and servers that misbehave: each message names the place and the remedy.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use support::{printed, root, weighbridge};
+use crate::support::{printed, root, weighbridge};
 
 const N_SAMPLES: usize = 40;
 

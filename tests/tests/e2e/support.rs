@@ -9,25 +9,30 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// The repository's root.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The `weighbridge` program of the same build as this test.
-pub fn program() -> PathBuf {
+/// A program of the same build as this test.
+pub(crate) fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile_dir = test.parent().unwrap().parent().unwrap();
-    let program = profile_dir.join(format!("weighbridge{}", std::env::consts::EXE_SUFFIX));
+    let program = profile_dir.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     assert!(
         program.exists(),
-        "{} is not built; run `cargo xtask test`, or `cargo build -p weighbridge-cli` first",
+        "{} is not built; run `cargo xtask test`, or `cargo build --workspace` first",
         program.display()
     );
     program
 }
 
+/// The `weighbridge` program.
+pub(crate) fn program() -> PathBuf {
+    built("weighbridge")
+}
+
 /// Runs `weighbridge` with these arguments in this folder.
-pub fn weighbridge(args: &[&str], dir: &Path) -> Output {
+pub(crate) fn weighbridge(args: &[&str], dir: &Path) -> Output {
     Command::new(program())
         .args(args)
         .current_dir(dir)
@@ -38,7 +43,7 @@ pub fn weighbridge(args: &[&str], dir: &Path) -> Output {
 }
 
 /// What a run printed, both streams.
-pub fn printed(output: &Output) -> String {
+pub(crate) fn printed(output: &Output) -> String {
     format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),
@@ -47,13 +52,13 @@ pub fn printed(output: &Output) -> String {
 }
 
 /// A model served from a process of its own, which ends with this value.
-pub struct Served {
+pub(crate) struct Served {
     child: Child,
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Served {
-    pub fn start(model: &str, name: &str) -> Self {
+    pub(crate) fn start(model: &str, name: &str) -> Self {
         let mut child = Command::new(program())
             .args(["serve", model, "--name", name, "--address", "127.0.0.1:0"])
             .arg("--until-stdin-closes")
@@ -69,12 +74,12 @@ impl Served {
     }
 
     /// `host:port`.
-    pub fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         self.url.trim_start_matches("http://").split('/').next().unwrap()
     }
 
     /// The server's own count of calls that it began.
-    pub fn n_started(&self, name: &str) -> u64 {
+    pub(crate) fn n_started(&self, name: &str) -> u64 {
         let stats = get(self.authority(), "/weighbridge/stats");
         let stats: Value = serde_json::from_str(&stats).unwrap();
         stats["models"][name]["started"].as_u64().unwrap_or_else(|| panic!("{stats}"))
@@ -89,7 +94,7 @@ impl Drop for Served {
 }
 
 /// The body of a GET request, without a client of ours.
-pub fn get(authority: &str, path: &str) -> String {
+pub(crate) fn get(authority: &str, path: &str) -> String {
     let mut socket = TcpStream::connect(authority).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n").unwrap();
