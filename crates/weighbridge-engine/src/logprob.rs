@@ -46,15 +46,15 @@ impl<'a> Distribution<'a> {
 
     /// The `k` most likely ids that have a token, most likely first, ties by id.
     pub fn top(&self, k: usize, table: &TokenTable) -> Vec<u32> {
+        if k == 0 {
+            return Vec::new();
+        }
         let n_ids = self.logits.len().min(table.len());
         let mut ids: Vec<u32> =
             (0..n_ids as u32).filter(|&id| table.kind(id) != TokenKind::Unused).collect();
         let order = |a: &u32, b: &u32| {
             self.logits[*b as usize].total_cmp(&self.logits[*a as usize]).then(a.cmp(b))
         };
-        if k == 0 {
-            return Vec::new();
-        }
         if k < ids.len() {
             ids.select_nth_unstable_by(k - 1, order);
             ids.truncate(k);

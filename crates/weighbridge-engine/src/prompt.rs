@@ -116,7 +116,7 @@ impl PromptEncoder {
                 "this model has no chat template; send text, or give a template when opening it",
             ));
         };
-        let specials = self.encoder.special_texts();
+        let specials = Specials::new(self.encoder.special_texts());
         let mut variables = Map::new();
         for (name, value) in self.encoder.template_variables() {
             variables.insert(name.clone(), value.clone().into());
@@ -125,10 +125,11 @@ impl PromptEncoder {
         let messages: Vec<Value> = messages
             .iter()
             .flat_map(|message| message_values(message, &mut call_names))
-            .map(|value| mark(value, specials))
+            .map(|value| mark(value, &specials))
             .collect();
         variables.insert("messages".into(), messages.into());
-        let tools: Vec<Value> = tools.iter().map(|tool| mark(tool_value(tool), specials)).collect();
+        let tools: Vec<Value> =
+            tools.iter().map(|tool| mark(tool_value(tool), &specials)).collect();
         let tools = if tools.is_empty() { Value::Null } else { tools.into() };
         variables.insert("tools".into(), tools);
         variables.insert("documents".into(), Value::Null);
@@ -138,7 +139,7 @@ impl PromptEncoder {
 }
 
 /// Marks special texts in every string of a value, keys included.
-fn mark(value: Value, specials: &[String]) -> Value {
+fn mark(value: Value, specials: &Specials<'_>) -> Value {
     match value {
         Value::String(text) => Value::String(mark_text(text, specials)),
         Value::Array(items) => items.into_iter().map(|item| mark(item, specials)).collect(),
@@ -150,12 +151,12 @@ fn mark(value: Value, specials: &[String]) -> Value {
     }
 }
 
-fn mark_text(text: String, specials: &[String]) -> String {
+fn mark_text(text: String, specials: &Specials<'_>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some(c) = rest.chars().next() {
         let mut n_taken = c.len_utf8();
-        if let Some(special) = special_at(rest, specials) {
+        if let Some(special) = specials.at(rest) {
             n_taken = special.len();
             out.extend([OPEN.to_string().as_str(), special, CLOSE.to_string().as_str()]);
         } else if let Some(digit) = [OPEN, CLOSE, ESCAPE].iter().position(|own| *own == c) {
@@ -169,14 +170,35 @@ fn mark_text(text: String, specials: &[String]) -> String {
     out
 }
 
-/// The longest special text that a text begins with.
-fn special_at<'a>(text: &str, specials: &'a [String]) -> Option<&'a str> {
-    let fits = specials.iter().filter(|s| !s.is_empty() && text.starts_with(s.as_str()));
-    fits.max_by_key(|special| special.len()).map(String::as_str)
+/// The texts of control tokens, found by their first byte: some models have hundreds.
+struct Specials<'a> {
+    texts: &'a [String],
+    begins: [bool; 256],
+}
+
+impl<'a> Specials<'a> {
+    fn new(texts: &'a [String]) -> Self {
+        let mut begins = [false; 256];
+        for byte in texts.iter().filter_map(|text| text.as_bytes().first()) {
+            begins[usize::from(*byte)] = true;
+        }
+        Self { texts, begins }
+    }
+
+    /// The longest one that a text begins with.
+    fn at(&self, text: &str) -> Option<&'a str> {
+        let first = text.as_bytes().first()?;
+        if !self.begins[usize::from(*first)] {
+            return None;
+        }
+        let fits = self.texts.iter().filter(|s| !s.is_empty() && text.starts_with(s.as_str()));
+        fits.max_by_key(|special| special.len()).map(String::as_str)
+    }
 }
 
 /// Splits a rendering at its marks. A mark without its partner becomes an empty piece of text.
 fn pieces<'a>(rendered: &'a str, specials: &[String]) -> Vec<Piece<'a>> {
+    let specials = Specials::new(specials);
     let mut pieces = Vec::new();
     let mut start = 0;
     while let Some(at) = rendered[start..].find([OPEN, CLOSE, ESCAPE]).map(|n| start + n) {
@@ -187,7 +209,8 @@ fn pieces<'a>(rendered: &'a str, specials: &[String]) -> Vec<Piece<'a>> {
         let inner = at + c.len_utf8();
         let rest = &rendered[inner..];
         start = inner;
-        let special = special_at(rest, specials)
+        let special = specials
+            .at(rest)
             .filter(|special| c == OPEN && rest[special.len()..].starts_with(CLOSE));
         if let Some(special) = special {
             pieces.push(Piece::Text(&rest[..special.len()]));

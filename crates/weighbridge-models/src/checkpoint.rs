@@ -93,7 +93,10 @@ impl Checkpoint {
                 checkpoint.add_file(path)?.into_iter().map(|t| (t.name.clone(), t)).collect();
             for name in tensors {
                 let tensor = held.remove(name).ok_or_else(|| {
-                    bad(format!("places tensor `{}` in `{file}`, which does not have it", shown(name)))
+                    bad(format!(
+                        "places tensor `{}` in `{file}`, which does not have it",
+                        shown(name)
+                    ))
                 })?;
                 checkpoint.tensors.insert(name.to_owned(), (file_idx, tensor));
             }
@@ -164,8 +167,12 @@ impl Checkpoint {
         let file = &mut self.files[*file_idx];
         let n_bytes = tensor.range.end - tensor.range.start;
         let failed = |error: std::io::Error| {
-            fault(&file.path, format_args!("cannot be read at tensor `{}`", shown(name)), FETCH_AGAIN)
-                .with_source(error)
+            fault(
+                &file.path,
+                format_args!("cannot be read at tensor `{}`", shown(name)),
+                FETCH_AGAIN,
+            )
+            .with_source(error)
         };
         file.file.seek(SeekFrom::Start(tensor.range.start)).map_err(failed)?;
         out.clear();
@@ -175,7 +182,10 @@ impl Checkpoint {
         if n_read as u64 != n_bytes {
             return Err(fault(
                 &file.path,
-                format_args!("has become shorter: {n_read} of {n_bytes} bytes of tensor `{}` are there", shown(name)),
+                format_args!(
+                    "has become shorter: {n_read} of {n_bytes} bytes of tensor `{}` are there",
+                    shown(name)
+                ),
                 FETCH_AGAIN,
             ));
         }
@@ -196,8 +206,9 @@ impl Checkpoint {
         let mut buffer = vec![0u8; HASH_BUFFER_BYTES];
         let mut n_done = 0;
         for WeightFile { path, file, n_bytes } in &mut self.files {
-            let failed =
-                |error: std::io::Error| fault(path, "cannot be read", FETCH_AGAIN).with_source(error);
+            let failed = |error: std::io::Error| {
+                fault(path, "cannot be read", FETCH_AGAIN).with_source(error)
+            };
             file.seek(SeekFrom::Start(0)).map_err(failed)?;
             let mut n_file = 0;
             loop {

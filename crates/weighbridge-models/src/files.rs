@@ -59,8 +59,12 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 pub(crate) fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, len) = open_regular(path)?;
     let too_long = || {
-        fault(path, format_args!("is longer than the {max_bytes} bytes allowed"), "is it the right file?")
-            .with("n_bytes", len)
+        fault(
+            path,
+            format_args!("is longer than the {max_bytes} bytes allowed"),
+            "is it the right file?",
+        )
+        .with("n_bytes", len)
     };
     if len > max_bytes {
         return Err(too_long());

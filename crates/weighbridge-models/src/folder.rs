@@ -50,7 +50,14 @@ impl ModelFolder {
         check_tensors(&config, &weights)?;
         let license = config.license.clone().or_else(|| readme_license(&path.join("README.md")));
         let tokenizer = path.join(TOKENIZER_FILE);
-        Ok(Self { name: folder_name(path), path: path.to_owned(), config, weights, tokenizer, license })
+        Ok(Self {
+            name: folder_name(path),
+            path: path.to_owned(),
+            config,
+            weights,
+            tokenizer,
+            license,
+        })
     }
 }
 
@@ -62,7 +69,9 @@ pub fn is_model_folder(path: &Path) -> bool {
 
 fn folder_name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    absolute.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    absolute
+        .file_name()
+        .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn missing(path: &Path, file: &str, remedy: &str) -> Error {
@@ -79,12 +88,19 @@ fn check_files(path: &Path) -> Result<HfConfig> {
     if !path.exists() {
         return Err(Error::new(
             ErrorKind::NotFound,
-            format!("no model folder at `{}`: give the path of a Hugging Face folder", path.display()),
+            format!(
+                "no model folder at `{}`: give the path of a Hugging Face folder",
+                path.display()
+            ),
         )
         .with("folder", path.display()));
     }
     if !path.is_dir() {
-        return Err(fault(path, "is not a folder", "give the folder that holds config.json and the weights"));
+        return Err(fault(
+            path,
+            "is not a folder",
+            "give the folder that holds config.json and the weights",
+        ));
     }
     if !path.join(CONFIG_FILE).exists() {
         return Err(missing(path, CONFIG_FILE, "put the model's configuration there"));
@@ -132,7 +148,10 @@ fn no_weights(path: &Path) -> Error {
         return missing(
             path,
             SINGLE_FILE,
-            &format!("it has `{}`, a GGUF file; put the model's safetensors files there", shown(&name)),
+            &format!(
+                "it has `{}`, a GGUF file; put the model's safetensors files there",
+                shown(&name)
+            ),
         );
     }
     missing(path, SINGLE_FILE, "put the model's safetensors files there")

@@ -12,8 +12,7 @@ pub const CONFIG_FILE: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Architectures that [`HfConfig`] describes, as `architectures` names them.
-pub const ARCHITECTURES: [&str; 3] =
-    ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"];
+pub const ARCHITECTURES: [&str; 3] = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"];
 
 /// Which model's conventions hold: they differ in biases, sliding windows and defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,7 +146,9 @@ impl HfConfig {
         if !n_heads.is_multiple_of(n_kv_heads) {
             return Err(keys.fault(
                 "num_key_value_heads",
-                format_args!("is {n_kv_heads}, which does not divide num_attention_heads {n_heads}"),
+                format_args!(
+                    "is {n_kv_heads}, which does not divide num_attention_heads {n_heads}"
+                ),
                 "the file is damaged",
             ));
         }
@@ -245,8 +246,12 @@ impl<'a> Keys<'a> {
 
     fn takes(&self, key: &str, takes: impl std::fmt::Display) -> Error {
         let value = self.value(key).map_or("nothing".to_owned(), |v| shown(&v.to_string()));
-        fault(self.path, format_args!("has {value} as `{key}`, which takes {takes}"), "take config.json from the model's source")
-            .with("key", key)
+        fault(
+            self.path,
+            format_args!("has {value} as `{key}`, which takes {takes}"),
+            "take config.json from the model's source",
+        )
+        .with("key", key)
     }
 
     fn size(&self, key: &str, max: usize) -> Result<usize> {
@@ -260,7 +265,9 @@ impl<'a> Keys<'a> {
     fn number(&self, key: &str, min: f64, max: f64) -> Result<Option<f64>> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let number = value.as_f64().filter(|number| (min..=max).contains(number));
-        number.map(Some).ok_or_else(|| self.takes(key, format_args!("a number from {min} to {max}")))
+        number
+            .map(Some)
+            .ok_or_else(|| self.takes(key, format_args!("a number from {min} to {max}")))
     }
 
     fn needed(&self, key: &str, min: f64, max: f64) -> Result<f64> {
@@ -343,10 +350,11 @@ impl<'a> Keys<'a> {
             ));
         }
         let theta = theta_inside.or(theta_outside).unwrap_or(10_000.0);
-        if let Some(partial) = inner
-            .number("partial_rotary_factor", 0.0, 1.0)?
-            .or(self.number("partial_rotary_factor", 0.0, 1.0)?)
-            && partial != 1.0
+        if let Some(partial) = inner.number("partial_rotary_factor", 0.0, 1.0)?.or(self.number(
+            "partial_rotary_factor",
+            0.0,
+            1.0,
+        )?) && partial != 1.0
         {
             return Err(self.fault(
                 "partial_rotary_factor",
@@ -355,9 +363,10 @@ impl<'a> Keys<'a> {
             ));
         }
         // Older files say `type`; a Llama 3 file says `rope_type`.
-        let kind = inner.text("rope_type")?.or(inner.text("type")?).unwrap_or(
-            if inner.value("factor").is_some() { "unnamed" } else { "default" },
-        );
+        let kind = inner
+            .text("rope_type")?
+            .or(inner.text("type")?)
+            .unwrap_or(if inner.value("factor").is_some() { "unnamed" } else { "default" });
         let scaling = match kind {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: inner.needed("factor", 1.0, 1e6)? },
@@ -432,7 +441,9 @@ impl<'a> Keys<'a> {
         let takes = || {
             self.takes(
                 "layer_types",
-                format_args!("`full_attention` or `sliding_attention` for each of {n_layers} layers"),
+                format_args!(
+                    "`full_attention` or `sliding_attention` for each of {n_layers} layers"
+                ),
             )
         };
         let types = types.as_array().filter(|types| types.len() == n_layers).ok_or_else(takes)?;
@@ -502,15 +513,17 @@ mod tests {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
         }});
         assert!(matches!(parse(llama3).unwrap().rope_scaling, RopeScaling::Llama3 { .. }));
-        let contradiction =
-            json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}});
+        let contradiction = json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}});
         assert!(parse(contradiction).unwrap_err().contains("10000 outside and 500000 inside"));
     }
 
     #[test]
     fn what_is_not_known_is_refused_by_name() {
         let refusals = [
-            (json!({"architectures": ["Gemma3ForCausalLM"]}), "`Gemma3ForCausalLM`; known are Llama"),
+            (
+                json!({"architectures": ["Gemma3ForCausalLM"]}),
+                "`Gemma3ForCausalLM`; known are Llama",
+            ),
             (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "scaling `yarn`"),
             (json!({"rope_scaling": {"factor": 4.0}}), "scaling `unnamed`"),
             (json!({"hidden_act": "gelu"}), "is `gelu`, only `silu` is known"),

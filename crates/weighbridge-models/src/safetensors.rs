@@ -137,7 +137,8 @@ impl Header {
     /// [`ModelLoad`](weighbridge_core::ErrorKind::ModelLoad) for a header that is too long,
     /// malformed, or does not describe exactly the bytes that follow it.
     pub fn read(reader: &mut dyn Read, file_len: u64, path: &Path) -> Result<Self> {
-        let unreadable = |error: std::io::Error| fault(path, "cannot be read", "").with_source(error);
+        let unreadable =
+            |error: std::io::Error| fault(path, "cannot be read", "").with_source(error);
         if file_len < 8 {
             return Err(fault(
                 path,
@@ -154,21 +155,30 @@ impl Header {
         if header_len > MAX_HEADER_BYTES {
             return Err(fault(
                 path,
-                format_args!("announces a header of {header_len} bytes, more than {MAX_HEADER_BYTES}"),
+                format_args!(
+                    "announces a header of {header_len} bytes, more than {MAX_HEADER_BYTES}"
+                ),
                 "it is damaged or not a safetensors file",
             ));
         }
         if header_len > file_len - 8 {
             return Err(fault(
                 path,
-                format_args!("is truncated: its header needs {header_len} bytes, {} are there", file_len - 8),
+                format_args!(
+                    "is truncated: its header needs {header_len} bytes, {} are there",
+                    file_len - 8
+                ),
                 FETCH_AGAIN,
             ));
         }
         let mut bytes = vec![0u8; header_len as usize];
         reader.read_exact(&mut bytes).map_err(unreadable)?;
         if bytes.first() != Some(&b'{') {
-            return Err(fault(path, "has a header that is not JSON", "it is not a safetensors file"));
+            return Err(fault(
+                path,
+                "has a header that is not JSON",
+                "it is not a safetensors file",
+            ));
         }
         let raw: RawHeader = serde_json::from_slice(&bytes).map_err(|error| {
             fault(path, format_args!("has a header that is not valid: {error}"), FETCH_AGAIN)
@@ -218,14 +228,19 @@ fn check_layout(tensors: &mut [TensorInfo], n_data: u64, path: &Path) -> Result<
         if start < end {
             return Err(fault(
                 path,
-                format_args!("has overlapping tensors: `{name}` starts at {start}, before the end of another at {end}"),
+                format_args!(
+                    "has overlapping tensors: `{name}` starts at {start}, before the end of another at {end}"
+                ),
                 FETCH_AGAIN,
             ));
         }
         if start > end {
             return Err(fault(
                 path,
-                format_args!("has a hole: nothing describes the {} bytes before tensor `{name}`", start - end),
+                format_args!(
+                    "has a hole: nothing describes the {} bytes before tensor `{name}`",
+                    start - end
+                ),
                 FETCH_AGAIN,
             ));
         }
@@ -369,7 +384,9 @@ impl<'de> Deserialize<'de> for RawTensor {
                     let is_twice = match key.as_str() {
                         "dtype" => dtype.replace(map.next_value::<String>()?).is_some(),
                         "shape" => shape.replace(map.next_value::<Shape>()?.0).is_some(),
-                        "data_offsets" => offsets.replace(map.next_value::<(u64, u64)>()?).is_some(),
+                        "data_offsets" => {
+                            offsets.replace(map.next_value::<(u64, u64)>()?).is_some()
+                        }
                         other => {
                             let other = shown(other);
                             return Err(A::Error::custom(format!("unknown key `{other}`")));

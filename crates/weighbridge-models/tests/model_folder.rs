@@ -18,7 +18,9 @@ fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
         .iter()
         .map(|(name, shape)| {
             let end = at + 2 * shape.iter().product::<u64>();
-            let entry = format!(r#""{name}":{{"dtype":"F16","shape":{shape:?},"data_offsets":[{at},{end}]}}"#);
+            let entry = format!(
+                r#""{name}":{{"dtype":"F16","shape":{shape:?},"data_offsets":[{at},{end}]}}"#
+            );
             at = end;
             entry
         })
@@ -59,11 +61,21 @@ fn a_whole_folder_opens_and_gives_its_tensors() {
     let mut model = ModelFolder::open(folder.path()).unwrap();
     assert_eq!(model.license.as_deref(), Some("mit"));
     assert_eq!(model.weights.dtype().as_str(), "F16");
-    assert_eq!(model.weights.n_params(), tensors().iter().map(|(_, s)| s.iter().product::<u64>()).sum::<u64>());
+    assert_eq!(
+        model.weights.n_params(),
+        tensors().iter().map(|(_, s)| s.iter().product::<u64>()).sum::<u64>()
+    );
     let mut bytes = Vec::new();
     model.weights.read("model.norm.weight", &mut bytes).unwrap();
     assert_eq!(bytes.len(), 16);
-    assert!(model.weights.read("nope", &mut bytes).unwrap_err().to_string().contains("no tensor `nope`"));
+    assert!(
+        model
+            .weights
+            .read("nope", &mut bytes)
+            .unwrap_err()
+            .to_string()
+            .contains("no tensor `nope`")
+    );
     let mut n_seen = 0;
     let digest = model.weights.sha256(&mut |n| {
         n_seen = n;
@@ -79,11 +91,21 @@ fn a_whole_folder_opens_and_gives_its_tensors() {
 
 #[test]
 fn what_is_missing_is_named_with_the_remedy() {
-    refused(Path::new("/nowhere/at/all"), ErrorKind::NotFound, "no model folder at `/nowhere/at/all`");
+    refused(
+        Path::new("/nowhere/at/all"),
+        ErrorKind::NotFound,
+        "no model folder at `/nowhere/at/all`",
+    );
     for (file, expected) in [
-        ("tokenizer.json", "has no `tokenizer.json`: put the tokenizer's file of the same model there"),
+        (
+            "tokenizer.json",
+            "has no `tokenizer.json`: put the tokenizer's file of the same model there",
+        ),
         ("config.json", "has no `config.json`: put the model's configuration there"),
-        ("model.safetensors", "has no `model.safetensors`: put the model's safetensors files there"),
+        (
+            "model.safetensors",
+            "has no `model.safetensors`: put the model's safetensors files there",
+        ),
     ] {
         let folder = folder();
         fs::remove_file(folder.path().join(file)).unwrap();
@@ -123,11 +145,19 @@ fn tensors_must_be_what_the_configuration_implies() {
     let mut fewer = tensors();
     fewer.remove(q);
     fs::write(&path, safetensors(&fewer)).unwrap();
-    refused(folder.path(), ErrorKind::ModelLoad, "has no tensor model.layers.0.self_attn.q_proj.weight");
+    refused(
+        folder.path(),
+        ErrorKind::ModelLoad,
+        "has no tensor model.layers.0.self_attn.q_proj.weight",
+    );
     let mut more = tensors();
     more.push(("model.layers.0.self_attn.q_proj.bias".to_owned(), vec![8]));
     fs::write(&path, safetensors(&more)).unwrap();
-    refused(folder.path(), ErrorKind::ModelLoad, "`model.layers.0.self_attn.q_proj.bias` that LlamaForCausalLM");
+    refused(
+        folder.path(),
+        ErrorKind::ModelLoad,
+        "`model.layers.0.self_attn.q_proj.bias` that LlamaForCausalLM",
+    );
     let mut harmless = tensors();
     harmless.push(("lm_head.weight".to_owned(), vec![10, 8]));
     harmless.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), vec![2]));
@@ -155,7 +185,11 @@ fn shards_are_one_model() {
         fs::write(folder.path().join(name), safetensors(part)).unwrap();
     }
     let index = |place: &dyn Fn(usize) -> String| {
-        let map: Vec<_> = all.iter().enumerate().map(|(i, (name, _))| format!(r#""{name}":"{}""#, place(i))).collect();
+        let map: Vec<_> = all
+            .iter()
+            .enumerate()
+            .map(|(i, (name, _))| format!(r#""{name}":"{}""#, place(i)))
+            .collect();
         let text = format!(r#"{{"metadata":{{}},"weight_map":{{{}}}}}"#, map.join(","));
         fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
     };
@@ -167,9 +201,21 @@ fn shards_are_one_model() {
     model.weights.read("model.norm.weight", &mut bytes).unwrap();
     assert_eq!(bytes.len(), expected.len());
 
-    for bad in ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "C:\\\\x.safetensors", "..", ".safetensors", "x.bin"] {
+    for bad in [
+        "../outside.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "C:\\\\x.safetensors",
+        "..",
+        ".safetensors",
+        "x.bin",
+    ] {
         index(&|_| bad.to_owned());
-        refused(folder.path(), ErrorKind::ModelLoad, "not the name of a safetensors file in the same folder");
+        refused(
+            folder.path(),
+            ErrorKind::ModelLoad,
+            "not the name of a safetensors file in the same folder",
+        );
     }
     index(&|_| "absent.safetensors".to_owned());
     refused(folder.path(), ErrorKind::ModelLoad, "has no `absent.safetensors`");

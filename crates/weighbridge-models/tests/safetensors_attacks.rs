@@ -61,29 +61,71 @@ fn a_good_file_is_read_in_the_order_of_its_bytes() {
 #[test]
 fn each_lie_is_named() {
     let one = |tensor: &str, n_data| file(&format!(r#"{{"t":{tensor}}}"#), n_data);
-    refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, 7), "is truncated: its tensors need 8 bytes");
-    refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, 9), "1 bytes after its last tensor");
-    refused(&one(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#, 8), "F32 of shape [3] is 12 bytes, the header gives it 8");
-    refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#, 8), "end at 0, before they start at 8");
+    refused(
+        &one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, 7),
+        "is truncated: its tensors need 8 bytes",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#, 9),
+        "1 bytes after its last tensor",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#, 8),
+        "F32 of shape [3] is 12 bytes, the header gives it 8",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[2],"data_offsets":[8,0]}"#, 8),
+        "end at 0, before they start at 8",
+    );
     refused(&one(r#"{"dtype":"Q9","shape":[2],"data_offsets":[0,8]}"#, 8), "unknown dtype `Q9`");
-    refused(&one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#, 2), "F4 of shape [3] is 2 bytes");
-    refused(&one(r#"{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}"#, 0), "overflows");
-    refused(&one(r#"{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}"#, 8), "overflows");
-    refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]}"#, 8), "the header gives it");
-    refused(&one(r#"{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]}"#, 8), "overflows");
+    refused(
+        &one(r#"{"dtype":"F4","shape":[3],"data_offsets":[0,2]}"#, 2),
+        "F4 of shape [3] is 2 bytes",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}"#, 0),
+        "overflows",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}"#, 8),
+        "overflows",
+    );
+    refused(
+        &one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]}"#, 8),
+        "the header gives it",
+    );
+    refused(
+        &one(
+            r#"{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]}"#,
+            8,
+        ),
+        "overflows",
+    );
     refused(&one(r#"{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}"#, 8), "not valid");
     refused(&one(r#"{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}"#, 8), "not valid");
     refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}"#, 8), "not valid");
-    refused(&one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}"#, 8), "unknown key `x`");
+    refused(
+        &one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}"#, 8),
+        "unknown key `x`",
+    );
     refused(&one(r#"{"dtype":"F32","shape":[2]}"#, 8), "data_offsets");
-    refused(&one(r#"{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}"#, 1), "more than 8 dimensions");
-    refused(&one(r#"{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}"#, 1), "`dtype` stands twice");
+    refused(
+        &one(r#"{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}"#, 1),
+        "more than 8 dimensions",
+    );
+    refused(
+        &one(r#"{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}"#, 1),
+        "`dtype` stands twice",
+    );
     refused(&one("7", 0), "not valid");
     let two = |a: &str, b: &str, n_data| {
         let tensor = |at: &str| format!(r#"{{"dtype":"U8","shape":[4],"data_offsets":[{at}]}}"#);
         file(&format!(r#"{{"a":{},"b":{}}}"#, tensor(a), tensor(b)), n_data)
     };
-    refused(&two("0,4", "2,6", 6), "overlapping tensors: `b` starts at 2, before the end of another at 4");
+    refused(
+        &two("0,4", "2,6", 6),
+        "overlapping tensors: `b` starts at 2, before the end of another at 4",
+    );
     refused(&two("0,4", "0,4", 4), "overlapping");
     refused(&two("0,4", "5,9", 9), "a hole: nothing describes the 1 bytes before tensor `b`");
     refused(&two("1,5", "5,9", 9), "a hole");
@@ -112,7 +154,10 @@ fn giant_numbers_allocate_nothing() {
     bytes.extend_from_slice(b"{}");
     refused(&bytes, "is truncated: its header needs 1000000 bytes, 2 are there");
     assert!(read_as(&bytes, 2_000_000).is_err());
-    let dims = format!(r#"{{"t":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#, "1,".repeat(1_000_000));
+    let dims = format!(
+        r#"{{"t":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#,
+        "1,".repeat(1_000_000)
+    );
     refused(&file(&dims, 1), "more than 8 dimensions");
 }
 
@@ -120,7 +165,13 @@ fn giant_numbers_allocate_nothing() {
 fn there_are_caps_on_counts() {
     let tensors = |n: usize, shape: &str, size: usize| {
         let list: Vec<_> = (0..n)
-            .map(|i| format!(r#""t{i}":{{"dtype":"U8","shape":[{shape}],"data_offsets":[{},{}]}}"#, i * size, (i + 1) * size))
+            .map(|i| {
+                format!(
+                    r#""t{i}":{{"dtype":"U8","shape":[{shape}],"data_offsets":[{},{}]}}"#,
+                    i * size,
+                    (i + 1) * size
+                )
+            })
             .collect();
         file(&format!("{{{}}}", list.join(",")), n * size)
     };
@@ -186,8 +237,18 @@ fn noise_is_survived() {
     let good = good();
     let mut noise = Noise(0x9E37_79B9_7F4A_7C15);
     let pieces: [&[u8]; 12] = [
-        b"18446744073709551615", b"-1", b"1e308", b"null", b"[", b"{", b"\"", b"\\u0000",
-        b"\xff\xfe", b"\"a\":", b"}", b"0",
+        b"18446744073709551615",
+        b"-1",
+        b"1e308",
+        b"null",
+        b"[",
+        b"{",
+        b"\"",
+        b"\\u0000",
+        b"\xff\xfe",
+        b"\"a\":",
+        b"}",
+        b"0",
     ];
     for _ in 0..2_000 {
         let mut bytes = good.clone();

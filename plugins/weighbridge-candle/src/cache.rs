@@ -29,7 +29,7 @@ pub(crate) struct Cache {
 /// Keys and values of one layer, contiguous per head.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
-    pub(crate) keys: Vec<Vec<f32>>,   // (n_kv_heads, n_positions, head_dim)
+    pub(crate) keys: Vec<Vec<f32>>, // (n_kv_heads, n_positions, head_dim)
     pub(crate) values: Vec<Vec<f32>>, // (n_kv_heads, n_positions, head_dim)
 }
 

@@ -130,8 +130,7 @@ impl Decoder {
             if is_last {
                 firsts = parts.iter().map(|part| part.first_wanted).collect();
             }
-            let attended =
-                self.attention(layer, layer_idx, parts, &firsts, caches, &x)?;
+            let attended = self.attention(layer, layer_idx, parts, &firsts, caches, &x)?;
             if is_last {
                 x = wanted_rows(&x, parts, self.hidden_size);
                 if x.is_empty() {
@@ -180,8 +179,7 @@ impl Decoder {
                 let cache = cache.layer(layer_idx, part.tokens.len());
                 for (token_idx, row) in rows.by_ref().take(part.tokens.len()).enumerate() {
                     let (cos, sin) = self.rope.at(start + token_idx);
-                    let (keys, values) =
-                        row[q_width..q_width + 2 * kv_width].split_at(kv_width);
+                    let (keys, values) = row[q_width..q_width + 2 * kv_width].split_at(kv_width);
                     for (keys_to, key) in cache.keys.iter_mut().zip(keys.chunks_exact(head_dim)) {
                         let at = keys_to.len();
                         keys_to.extend_from_slice(key);

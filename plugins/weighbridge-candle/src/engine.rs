@@ -41,6 +41,7 @@ impl CandleEngine {
         context: &OpenContext,
         start: f32,
     ) -> Result<Self> {
+        if let Some(t) = std::env::var("TT").ok().and_then(|t| t.parse().ok()) { gemm::set_threading_threshold(t); }
         let mut reader = Reader::new(&mut folder.weights, context, start);
         let decoder = Decoder::load(&folder.config, &mut reader)?;
         let shape = decoder.cache_shape();
@@ -88,15 +89,21 @@ impl CandleEngine {
                     .with("seq", span.seq.0));
             }
             if span.pos as usize != cache.len() {
-                return Err(Error::new(ErrorKind::Engine, "a span does not start where its sequence ends")
-                    .with("seq", span.seq.0)
-                    .with("pos", span.pos)
-                    .with("len", cache.len()));
+                return Err(Error::new(
+                    ErrorKind::Engine,
+                    "a span does not start where its sequence ends",
+                )
+                .with("seq", span.seq.0)
+                .with("pos", span.pos)
+                .with("len", cache.len()));
             }
             if cache.len() + tokens.len() > caps.ctx_per_seq as usize {
-                return Err(Error::new(ErrorKind::Engine, "a sequence would exceed the context; open the model with a larger `n_ctx`")
-                    .with("n_positions", cache.len() + tokens.len())
-                    .with("n_ctx", caps.ctx_per_seq));
+                return Err(Error::new(
+                    ErrorKind::Engine,
+                    "a sequence would exceed the context; open the model with a larger `n_ctx`",
+                )
+                .with("n_positions", cache.len() + tokens.len())
+                .with("n_ctx", caps.ctx_per_seq));
             }
             if let Some(token) = tokens.iter().find(|token| **token >= caps.n_vocab) {
                 return Err(limit("token id", *token, caps.n_vocab));

@@ -60,8 +60,8 @@ impl CandleLoader {
 /// More rows of logits than tokens is padding; a token without one could not be fed.
 fn check_vocabulary(folder: &ModelFolder, text: &HfText) -> Result<()> {
     let n_vocab = folder.config.vocab_size;
-    let beyond = (n_vocab..text.table.len())
-        .rfind(|id| text.table.kind(*id as u32) != TokenKind::Unused);
+    let beyond =
+        (n_vocab..text.table.len()).rfind(|id| text.table.kind(*id as u32) != TokenKind::Unused);
     let Some(id) = beyond else { return Ok(()) };
     Err(Error::new(
         ErrorKind::ModelLoad,

@@ -53,7 +53,12 @@ fn frequencies(config: &HfConfig) -> Vec<f32> {
 fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     match scaling {
         RopeScaling::Linear { factor } => frequency / factor as f32,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        } => {
             let wave_length = TAU / f64::from(frequency);
             if wave_length < original_max_positions / high_freq_factor {
                 return frequency;

@@ -52,7 +52,10 @@ fn triage_copy() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(fixtures().join("triage-open")).unwrap() {
         let path = entry.unwrap().path();
-        let is_needed = matches!(path.extension().and_then(|e| e.to_str()), Some("json" | "jinja" | "safetensors"));
+        let is_needed = matches!(
+            path.extension().and_then(|e| e.to_str()),
+            Some("json" | "jinja" | "safetensors")
+        );
         if path.is_file() && is_needed {
             fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
         }
@@ -93,7 +96,12 @@ fn chats_and_scores_are_those_of_transformers() {
             let n_expected = prompt["completion_ids"].as_array().unwrap().len() as u32;
             let request = greedy(Prompt::Chat(messages), n_expected);
             let completion = backend.complete_blocking(&request).unwrap();
-            assert_eq!(completion.text, prompt["completion"].as_str().unwrap(), "{name}: {}", prompt["id"]);
+            assert_eq!(
+                completion.text,
+                prompt["completion"].as_str().unwrap(),
+                "{name}: {}",
+                prompt["id"]
+            );
             if prompt["stopped"].as_bool().unwrap() {
                 n_stopped += 1;
                 assert_eq!(completion.stop_reason, StopReason::Stop);
@@ -101,7 +109,9 @@ fn chats_and_scores_are_those_of_transformers() {
             let got = completion.logprobs.unwrap();
             for (got, step) in got.iter().zip(prompt["steps"].as_array().unwrap()) {
                 assert_eq!(u64::from(got.id.unwrap().0), step["id"].as_u64().unwrap());
-                worst = worst.max((f64::from(got.logprob.unwrap()) - step["logprob"].as_f64().unwrap()).abs());
+                worst = worst.max(
+                    (f64::from(got.logprob.unwrap()) - step["logprob"].as_f64().unwrap()).abs(),
+                );
             }
         }
         assert!(n_stopped > 0);
@@ -225,7 +235,11 @@ fn damaged_folders_are_refused_with_file_numbers_and_remedy() {
     let mut config = json(&path("config.json"));
     config["num_key_value_heads"] = json!(3);
     fs::write(path("config.json"), config.to_string()).unwrap();
-    let error = fails(folder.path(), ErrorKind::ModelLoad, "model.layers.0.self_attn.k_proj.weight has shape [");
+    let error = fails(
+        folder.path(),
+        ErrorKind::ModelLoad,
+        "model.layers.0.self_attn.k_proj.weight has shape [",
+    );
     assert!(error.to_string().contains("config.json implies [96, "), "{error}");
     restore("config.json");
 
@@ -258,7 +272,10 @@ fn options_are_checked() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains(expected), "{error}");
     };
-    fails(json!({"n_ctx": 100_000}), "is 100000, more than the 512 positions the model is made for");
+    fails(
+        json!({"n_ctx": 100_000}),
+        "is 100000, more than the 512 positions the model is made for",
+    );
     fails(json!({"n_ctx": 0}), "takes at least 1");
     fails(json!({"dtype": "int4"}), "takes one of \"f32\"");
     fails(json!({"ctx": 5}), "unknown option `ctx` of provider `candle`");

@@ -131,7 +131,9 @@ fn ragged_batches_equal_single_sequences() {
             let expected: Vec<(usize, u32)> = only
                 .iter()
                 .enumerate()
-                .flat_map(|(i, s)| (s.want.first(s.len())..s.len()).map(move |k| (i, s.pos + k as u32)))
+                .flat_map(|(i, s)| {
+                    (s.want.first(s.len())..s.len()).map(move |k| (i, s.pos + k as u32))
+                })
                 .collect();
             assert_eq!(order, expected);
         }
@@ -170,7 +172,8 @@ fn broken_rules_are_errors_and_change_nothing() {
         (0, 3, &long, Want::Last, "would exceed the context"),
     ];
     let mut refused = |spans: &[Span<'_>], expected: &str| {
-        let error = engine.feed(spans, &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap_err();
+        let error =
+            engine.feed(spans, &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert_eq!(engine.len(SeqId(0)), 3);
         error.kind()

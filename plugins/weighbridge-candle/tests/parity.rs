@@ -49,7 +49,9 @@ fn fixture_equals_its_reference(name: &str) {
         let got = greedy(&mut engine, &prompt_ids, expected.len(), |step_idx, row| {
             let logprobs = log_softmax(row);
             if i == 0 && step_idx == 0 {
-                for (got, expected) in row.iter().zip(floats(&reference["last_logits_of_first_prompt"])) {
+                for (got, expected) in
+                    row.iter().zip(floats(&reference["last_logits_of_first_prompt"]))
+                {
                     compare(f64::from(*got), expected);
                 }
             }

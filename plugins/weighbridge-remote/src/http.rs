@@ -1,14 +1,13 @@
 //! The one HTTP core: every byte to or from a server passes here.
 
+use std::error::Error as StdError;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
 use futures_util::{SinkExt, StreamExt};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
 };
@@ -19,6 +18,7 @@ use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Retry, Sec
 
 use crate::address::{Address, is_loopback, unknown_host};
 use crate::options::Timers;
+use crate::resolver::{DeniedAddress, GuardedResolver, Lookup, NameFailure, system_lookup};
 use crate::runtime::{self, AbortOnDrop};
 use crate::text::Redactor;
 
@@ -98,6 +98,17 @@ impl Http {
         egress: Egress,
         timers: Timers,
     ) -> Result<Self> {
+        Self::with_lookup(address, is_at_loopback, key, egress, timers, system_lookup)
+    }
+
+    fn with_lookup(
+        address: Address,
+        is_at_loopback: bool,
+        key: Option<&Secret>,
+        egress: Egress,
+        timers: Timers,
+        lookup: Lookup,
+    ) -> Result<Self> {
         if key.is_some() && !is_at_loopback && !address.is_https() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -109,7 +120,8 @@ impl Http {
             ));
         }
         let header = key.map(bearer).transpose()?;
-        let resolver = GuardedResolver { egress: egress.clone(), only_loopback: is_at_loopback };
+        let resolver =
+            GuardedResolver { egress: egress.clone(), only_loopback: is_at_loopback, lookup };
         let client = reqwest::Client::builder()
             .redirect(Policy::none())
             .no_proxy()
@@ -376,9 +388,7 @@ fn bearer(key: &Secret) -> Result<HeaderValue> {
 
 /// The cause of that type, if it is among the causes. An `io::Error` hides the error it wraps from
 /// `source`, so that one is opened too.
-fn find<'a, T: std::error::Error + 'static>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a T> {
+fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
@@ -492,64 +502,82 @@ impl Drop for Meter<'_> {
     }
 }
 
-/// Resolves names and lets only permitted addresses through, so that the check holds for the
-/// connection that is made and not only for the name. IP addresses never come here: they were
-/// judged when the client was built.
-#[derive(Debug)]
-struct GuardedResolver {
-    egress: Egress,
-    /// The host was on this machine when the model was opened, and its card says so.
-    only_loopback: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::BoxFuture;
+    use std::net::SocketAddr;
+    use std::sync::Mutex;
+    use weighbridge_core::{EgressLedger, EgressScope, block_on};
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let egress = self.egress.clone();
-        let only_loopback = self.only_loopback;
-        Box::pin(async move {
-            let host = name.as_str();
-            let found = tokio::net::lookup_host((host, 0)).await.map_err(|_| NameFailure)?;
-            let (mut allowed, mut n_denied) = (Vec::<SocketAddr>::new(), 0);
-            for address in found {
-                let is_loopback = is_loopback(address.ip());
-                let is_expected = is_loopback || !only_loopback;
-                if is_expected && egress.permit(host, is_loopback).is_ok() {
-                    allowed.push(address);
-                } else {
-                    n_denied += 1;
-                }
-            }
-            match (allowed.is_empty(), n_denied) {
-                (false, _) => Ok(Box::new(allowed.into_iter()) as Addrs),
-                (true, 0) => Err(NameFailure.into()),
-                (true, _) => Err(DeniedAddress(format!(
-                    "`{host}` now stands for an address outside this machine, which this run may \
-                     not reach"
-                ))
-                .into()),
-            }
-        })
+    #[derive(Debug, Default)]
+    struct Ledger(Mutex<Vec<EgressEntry>>);
+
+    impl EgressLedger for Ledger {
+        fn record(&self, entry: EgressEntry) {
+            self.0.lock().unwrap().push(entry);
+        }
+    }
+
+    fn ask(
+        url: &str,
+        is_at_loopback: bool,
+        scope: EgressScope,
+        lookup: Lookup,
+    ) -> (Error, EgressEntry) {
+        let ledger = Arc::<Ledger>::default();
+        let wait = Duration::from_millis(400);
+        let timers = Timers { connect: wait, first_byte: wait, idle: wait, total: wait };
+        let egress = Egress::grant(scope, ledger.clone());
+        let address = Address::parse(url).unwrap();
+        let http =
+            Http::with_lookup(address, is_at_loopback, None, egress, timers, lookup).unwrap();
+        let call = Call { route: "/x", body: Some(b"12345".to_vec()), accept: "*/*" };
+        let mut exchange = Arc::new(http).start(call).unwrap();
+        let error = block_on(exchange.head()).unwrap_err();
+        (error, ledger.0.lock().unwrap()[0].clone())
+    }
+
+    fn far(_: String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+        Box::pin(async { Ok(vec![([192, 0, 2, 1], 0).into()]) })
+    }
+
+    #[test]
+    fn a_name_that_moves_off_this_machine_is_not_followed() {
+        // Loopback when it was opened: its card says local, whatever the scope.
+        for (is_at_loopback, scope) in [
+            (true, EgressScope::Loopback),
+            (true, EgressScope::Network),
+            (false, EgressScope::Loopback),
+        ] {
+            let (error, entry) = ask("http://somewhere.test:9/v1", is_at_loopback, scope, far);
+            assert_eq!(error.kind(), ErrorKind::EgressDenied, "{error:?}");
+            assert!(error.message().contains("`somewhere.test` now stands for"), "{error}");
+            assert_eq!(entry.n_bytes_sent, 0);
+        }
+    }
+
+    #[test]
+    fn only_permitted_addresses_of_a_name_are_tried() {
+        fn mixed(_: String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+            Box::pin(async { Ok(vec![([192, 0, 2, 1], 0).into(), ([127, 0, 0, 1], 0).into()]) })
+        }
+        let (error, _) = ask("http://somewhere.test:1/v1", true, EgressScope::Loopback, mixed);
+        assert!(error.message().contains("nothing listens at somewhere.test:1"), "{error}");
+    }
+
+    #[test]
+    fn names_that_fail_or_hang_are_told_apart() {
+        fn fails(_: String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+            Box::pin(async { Err(std::io::ErrorKind::NotFound.into()) })
+        }
+        fn hangs(_: String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> {
+            Box::pin(std::future::pending())
+        }
+        let (error, _) = ask("http://somewhere.test/v1", false, EgressScope::Network, fails);
+        assert!(error.message().contains("`somewhere.test` cannot be resolved"), "{error}");
+        assert_eq!(error.context("phase"), Some("dns"));
+        let (error, _) = ask("http://somewhere.test/v1", false, EgressScope::Network, hangs);
+        assert_eq!(error.kind(), ErrorKind::Timeout);
     }
 }
-
-#[derive(Debug)]
-struct NameFailure;
-
-impl fmt::Display for NameFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the name cannot be resolved")
-    }
-}
-
-impl std::error::Error for NameFailure {}
-
-#[derive(Debug)]
-struct DeniedAddress(String);
-
-impl fmt::Display for DeniedAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for DeniedAddress {}

@@ -9,6 +9,7 @@ mod failure;
 mod http;
 mod options;
 mod provider;
+mod resolver;
 mod retry_after;
 mod runtime;
 mod sse;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use weighbridge_core::{
@@ -90,14 +91,13 @@ impl Provider for OpenAiCompatible {
             total: USUAL_SERVER_WAIT,
         };
         let options = Options { timers: wait, api_key_env: None, ..options };
-        let mut found = Vec::new();
-        for url in USUAL_SERVERS {
+        let ask = async |url: &str| -> Result<Vec<ModelListing>> {
             let server = connect(Address::parse(url)?, &options, egress, context).await?;
             // Whoever listens there and lists no models is somebody else.
-            if let Ok(models) = server.models().await {
-                found.extend(listings(url, &server, &options, models));
-            }
-        }
+            let models = server.models().await.unwrap_or_default();
+            Ok(listings(url, &server, &options, models))
+        };
+        let found = try_join_all(USUAL_SERVERS.map(ask)).await?.concat();
         Ok(found)
     }
 

@@ -123,10 +123,7 @@ fn a_template_that_cuts_a_marked_text_makes_no_control_token_of_the_rest() {
     let prompts = PromptEncoder::new(Arc::clone(&text.table), encoder, Some(template));
     let message = Message::user(" <|im_<|endoftext|>end|> ");
     let tokens = prompts.encode(&Prompt::Chat(vec![message]), &[]).unwrap();
-    assert_eq!(
-        decode(&text.table, &tokens),
-        " <|im_end|> | <|<|im_<|endoftext|>end|>".replace(" | <|<|", " | <|<|")
-    );
+    assert_eq!(decode(&text.table, &tokens), " <|im_end|> | <|<|im_<|endoftext|>end|>");
     assert!(tokens.iter().all(|id| *id > 2), "{tokens:?}");
 }
 

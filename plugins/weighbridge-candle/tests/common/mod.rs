@@ -65,7 +65,12 @@ pub(crate) fn floats(value: &Value) -> Vec<f64> {
 }
 
 /// Feeds one span and returns its rows.
-pub(crate) fn feed(engine: &mut CandleEngine, seq: u32, tokens: &[u32], want: Want) -> Vec<Vec<f32>> {
+pub(crate) fn feed(
+    engine: &mut CandleEngine,
+    seq: u32,
+    tokens: &[u32],
+    want: Want,
+) -> Vec<Vec<f32>> {
     let seq = SeqId(seq);
     let pos = engine.len(seq);
     let span = Span { seq, pos, tokens: Input::Tokens(tokens), want };

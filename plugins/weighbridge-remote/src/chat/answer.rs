@@ -415,3 +415,74 @@ impl Decode for ChatAnswer {
         Ok(Ending { stop_reason, raw })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sse::SseParser;
+    use crate::text::Redactor;
+    use std::time::{Duration, Instant};
+    use weighbridge_core::StopSink;
+
+    /// The text of a stream and why it ended, or the error.
+    fn read(chunks: &[&[u8]]) -> Result<(String, StopReason)> {
+        let redactor = Redactor::default();
+        let mut sink = StopSink::never();
+        let mut out = Emitter::new(&mut sink, &redactor, Instant::now());
+        let mut parser = SseParser::new();
+        let mut answer = ChatAnswer::new(&Request::user("Hi"));
+        'stream: for chunk in chunks {
+            let mut input = *chunk;
+            while let Some(frame) = parser.next(&mut input)? {
+                if answer.frame(&frame, &mut out)? == Flow::End {
+                    break 'stream;
+                }
+            }
+        }
+        let ending = answer.close(&mut out)?;
+        let completion = out.completion(ending, Duration::ZERO, true, false);
+        Ok((completion.text, completion.stop_reason))
+    }
+
+    fn golden() -> Vec<u8> {
+        let call = r#"{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}"#;
+        [
+            r#"{"choices":[{"index":0,"delta":{"content":"Gr\u00fc\u00df üß😀"}}]}"#,
+            &format!(r#"{{"choices":[{{"index":0,"delta":{{"tool_calls":[{call}]}}}}]}}"#),
+            r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#,
+            "[DONE]",
+        ]
+        .map(|data| format!("data: {data}\r\n\r\n"))
+        .concat()
+        .into_bytes()
+    }
+
+    #[test]
+    fn every_two_cuts_give_the_same_answer() {
+        let stream = golden();
+        let whole = read(&[&stream]).unwrap();
+        assert_eq!(whole, ("Grüß üß😀".to_owned(), StopReason::ToolCalls));
+        for i in 0..stream.len() {
+            for j in (i..stream.len()).step_by(5) {
+                let cut = read(&[&stream[..i], &stream[i..j], &stream[j..]]).unwrap();
+                assert_eq!(cut, whole, "cut at {i} and {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn damage_of_any_byte_panics_nowhere_and_no_cut_passes() {
+        let stream = golden();
+        let n_finished = stream.len() - "data: [DONE]\r\n\r\n".len();
+        for i in 0..stream.len() {
+            for byte in [0, b'\n', b'\r', b'"', b'{', b'}', b':', b'9', 0xC3, 0xFF] {
+                let mut damaged = stream.clone();
+                damaged[i] = byte;
+                // Damage inside of a text cannot be seen; there is only no panic.
+                let _ = read(&[&damaged]);
+            }
+            // The second CR of a blank line ends an event by itself.
+            assert_eq!(read(&[&stream[..i]]).is_ok(), i >= n_finished - 1, "cut at {i}");
+        }
+    }
+}

@@ -221,19 +221,27 @@ fn row_18_compressed_bodies_are_refused() {
     assert_eq!(player.seen()[0].header("accept-encoding").as_deref(), Some("identity"));
 }
 
+/// A call ends at its deadline, not before, and at most 100 ms after. The machine may be busy with
+/// other tests, so the upper bound has three tries.
 #[track_caller]
 fn assert_ends_in_time(script: Vec<Act>, options: serde_json::Value, millis: u64, phase: &str) {
     let backend = open(&Player::one(script), options);
-    let start = Instant::now();
-    let result = backend.complete_blocking(&Request::user("Hi"));
-    let elapsed = start.elapsed();
-    assert_eq!(Outcome::of(&result), Outcome::Deadline);
-    let error = result.unwrap_err();
-    assert_eq!(error.context("phase"), Some(phase));
-    assert_no_canary(&error);
     let deadline = Duration::from_millis(millis);
-    assert!(elapsed >= deadline, "{elapsed:?}");
-    assert!(elapsed <= deadline + Duration::from_millis(100), "{elapsed:?}");
+    let tries: Vec<Duration> = (0..3)
+        .map(|_| {
+            let start = Instant::now();
+            let result = backend.complete_blocking(&Request::user("Hi"));
+            let elapsed = start.elapsed();
+            assert_eq!(Outcome::of(&result), Outcome::Deadline);
+            let error = result.unwrap_err();
+            assert_eq!(error.context("phase"), Some(phase));
+            assert_no_canary(&error);
+            assert!(elapsed >= deadline, "{elapsed:?}");
+            elapsed
+        })
+        .take_while(|&elapsed| elapsed > deadline + Duration::from_millis(100))
+        .collect();
+    assert!(tries.len() < 3, "{tries:?}");
 }
 
 #[test]
@@ -250,7 +258,7 @@ fn row_16_39_deadlines_hold_under_every_kind_of_slowness() {
     );
     assert_ends_in_time(vec![sse_head(), drip(&pings)], total.clone(), 400, "total");
     assert_ends_in_time(
-        vec![answer("503 Slow", "", "").clone(), Act::AwaitClose].into_iter().skip(1).collect(),
+        vec![Act::AwaitClose],
         json!({"timeout_s": 5, "first_byte_timeout_s": 0.3}),
         300,
         "first_byte",

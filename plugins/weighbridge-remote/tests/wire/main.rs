@@ -1,6 +1,8 @@
 //! The provider against a server that misbehaves by script. Names quote rows of the project's
 //! fault matrix as `row_N`.
 
+#![allow(clippy::unwrap_used)]
+
 mod faults;
 mod opening;
 mod player;
