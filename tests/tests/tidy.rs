@@ -1,4 +1,5 @@
 //! Rules of the house that a program can check.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -30,7 +30,14 @@ pub(crate) fn run(args: &[&str]) -> Result<u8, String> {
 fn build() -> Result<PathBuf, String> {
     let target = root().join("target/native");
     let mut command = cargo();
-    command.args(["build", "--release", "--package", "weighbridge-cli", "--locked", "--target-dir"]);
+    command.args([
+        "build",
+        "--release",
+        "--package",
+        "weighbridge-cli",
+        "--locked",
+        "--target-dir",
+    ]);
     command.arg(&target).env("RUSTFLAGS", "-C target-cpu=native");
     shell::run(&mut command)
         .map_err(|e| format!("{e}; building needs Rust and a C linker, nothing else"))?;

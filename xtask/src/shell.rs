@@ -21,8 +21,7 @@ pub(crate) fn cargo() -> Command {
 /// Says what is run, runs it, and fails if it does.
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     eprintln!("+ {}", shown(command));
-    let status =
-        command.status().map_err(|e| format!("cannot start `{}`: {e}", shown(command)))?;
+    let status = command.status().map_err(|e| format!("cannot start `{}`: {e}", shown(command)))?;
     match status.success() {
         true => Ok(()),
         false => Err(format!("`{}` failed: {status}", shown(command))),
@@ -40,8 +39,7 @@ pub(crate) fn answers(command: &mut Command) -> bool {
 
 /// What a command prints, without the end of line.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
-    let output =
-        command.output().map_err(|e| format!("cannot start `{}`: {e}", shown(command)))?;
+    let output = command.output().map_err(|e| format!("cannot start `{}`: {e}", shown(command)))?;
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         false => Err(format!("`{}` failed: {}", shown(command), output.status)),

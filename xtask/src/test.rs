@@ -17,7 +17,15 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
     if answers(cargo().args(["nextest", "--version"])) {
         tests.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]);
     } else {
-        tests.args(["test", "--locked", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+        tests.args([
+            "test",
+            "--locked",
+            "--workspace",
+            "--lib",
+            "--bins",
+            "--tests",
+            "--no-fail-fast",
+        ]);
     }
     if full {
         tests.env("WEIGHBRIDGE_FULL_TESTS", "1");

@@ -24,8 +24,10 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// Columns that usually hold the input, in order of preference.
-const INPUT_COLUMNS: [&str; 10] =
-    ["prompt", "input", "question", "text", "email", "message", "body", "query", "content", "document"];
+const INPUT_COLUMNS: [&str; 10] = [
+    "prompt", "input", "question", "text", "email", "message", "body", "query", "content",
+    "document",
+];
 /// Columns that usually hold the right answer.
 const TARGET_COLUMNS: [&str; 7] =
     ["target", "answer", "expected", "label", "gold", "reference", "output"];

@@ -12,9 +12,7 @@ use weighbridge::{
 };
 
 use crate::progress::Progress;
-use crate::{
-    EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_REPORT, EXIT_OK, discover, environment,
-};
+use crate::{EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_REPORT, EXIT_OK, discover, environment};
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
@@ -77,7 +75,10 @@ pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
     }
     for define in &args.defines {
         let (name, value) = define.split_once('=').ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, format!("--define takes NAME=VALUE, not `{define}`"))
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("--define takes NAME=VALUE, not `{define}`"),
+            )
         })?;
         suite.defines.insert(name.to_owned(), value.to_owned());
     }

@@ -42,7 +42,8 @@ impl Observer for Progress {
                 bar.set_prefix(name.to_owned());
                 bar.set_position(n_done as u64);
                 if !self.is_terminal {
-                    let done = if n_done > 0 { format!(", {n_done} done before") } else { String::new() };
+                    let done =
+                        if n_done > 0 { format!(", {n_done} done before") } else { String::new() };
                     eprintln!("{name}: {n_total} calls{done}");
                 }
                 state.insert(name.to_owned(), Line { bar, n_failed: 0 });

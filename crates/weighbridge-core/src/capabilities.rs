@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Constraint, Error, ErrorKind, Part, Prompt, Reasoning, Request, Result, ToolChoice};
+use crate::{Constraint, Error, ErrorKind, Part, Prompt, Request, Result, ToolChoice};
 
 /// An option of a [`Request`] that a model may be unable to honour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -252,10 +252,7 @@ impl Capabilities {
         need(!request.tools.is_empty(), RequestOption::Tools);
         need(request.tool_choice != ToolChoice::Auto, RequestOption::ToolChoice);
         need(request.parallel_tool_calls.is_some(), RequestOption::ParallelToolCalls);
-        need(
-            request.reasoning.is_some_and(|r| r != Reasoning::Off),
-            RequestOption::Reasoning,
-        );
+        need(request.reasoning.is_some(), RequestOption::Reasoning);
         need(request.deterministic, RequestOption::Deterministic);
         match &request.prompt {
             Prompt::Chat(messages) => {

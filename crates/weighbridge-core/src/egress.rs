@@ -32,12 +32,7 @@ pub struct EgressEntry {
 impl EgressEntry {
     /// One exchange with a host.
     pub fn new(host: impl Into<String>, is_loopback: bool, sent: u64, received: u64) -> Self {
-        Self {
-            host: host.into(),
-            is_loopback,
-            n_bytes_sent: sent,
-            n_bytes_received: received,
-        }
+        Self { host: host.into(), is_loopback, n_bytes_sent: sent, n_bytes_received: received }
     }
 }
 

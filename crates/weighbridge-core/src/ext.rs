@@ -12,7 +12,9 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use futures_core::stream::FusedStream;
 
-use crate::{Backend, Completion, Event, EventSink, Message, Prompt, Request, Result, Sampling, StopSink};
+use crate::{
+    Backend, Completion, Event, EventSink, Message, Prompt, Request, Result, Sampling, StopSink,
+};
 
 /// What callers want of every [`Backend`]. Implemented for all of them; never implement it.
 #[async_trait]
@@ -259,7 +261,8 @@ mod tests {
     fn a_sink_can_ask_for_an_early_stop() {
         let backend: Arc<dyn Backend> = Arc::new(echo());
         let completion =
-            block_on(backend.generate(&Request::user("hi"), &mut StopSink::after_texts(1))).unwrap();
+            block_on(backend.generate(&Request::user("hi"), &mut StopSink::after_texts(1)))
+                .unwrap();
         assert_eq!(completion.stop_reason, StopReason::Cancelled);
         assert_eq!(backend.complete_blocking(&Request::user("hi")).unwrap().text, "ab");
     }

@@ -39,7 +39,7 @@ pub use message::{Message, Part, Prompt, Role, Tool, ToolCall, ToolChoice};
 pub use model_ref::ModelRef;
 pub use outcome::{Outcome, OutcomeGroup};
 pub use provider::{ModelListing, OpenContext, Probe, Provider, ProviderInfo, check_options};
-pub use registry::{Plugin, Registration, Registry};
+pub use registry::{LinkedPlugin, Plugin, Registration, Registry};
 pub use request::{
     ClassifyRequest, Constraint, EmbedRequest, LikelihoodItem, LikelihoodRequest, Reasoning,
     Request, Sampling,

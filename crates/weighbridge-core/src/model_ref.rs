@@ -25,12 +25,7 @@ pub struct ModelRef {
 impl ModelRef {
     /// A name without revision and variant.
     pub fn new(provider: impl Into<String>, location: impl Into<String>) -> Self {
-        Self {
-            provider: provider.into(),
-            location: location.into(),
-            revision: None,
-            variant: None,
-        }
+        Self { provider: provider.into(), location: location.into(), revision: None, variant: None }
     }
 }
 
@@ -41,7 +36,9 @@ impl FromStr for ModelRef {
         let bad = |why: &str| {
             Error::new(
                 ErrorKind::InvalidInput,
-                format!("cannot read the model name `{text}`: {why}; write PROVIDER:LOCATION, for instance `candle:models/my-model`"),
+                format!(
+                    "cannot read the model name `{text}`: {why}; write PROVIDER:LOCATION, for instance `candle:models/my-model`"
+                ),
             )
         };
         let (provider, rest) = text.split_once(':').ok_or_else(|| bad("no provider"))?;
@@ -65,12 +62,7 @@ impl FromStr for ModelRef {
         if variant.as_deref() == Some("") || revision.as_deref() == Some("") {
             return Err(bad("nothing follows `#` or `@`"));
         }
-        Ok(Self {
-            provider: provider.to_owned(),
-            location: location.to_owned(),
-            revision,
-            variant,
-        })
+        Ok(Self { provider: provider.to_owned(), location: location.to_owned(), revision, variant })
     }
 }
 

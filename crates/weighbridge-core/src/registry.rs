@@ -67,6 +67,9 @@ macro_rules! link_plugins {
     };
 }
 
+/// A plugin crate by name, and its `plugin` function.
+pub type LinkedPlugin<'a> = (&'a str, fn() -> Plugin);
+
 /// The plugins a program knows. There is no global one: it is passed.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
@@ -93,7 +96,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`ErrorKind::Plugin`] if one did not register, or two bring the same id.
-    pub fn linked(expected: &[(&str, fn() -> Plugin)]) -> Result<Self> {
+    pub fn linked(expected: &[LinkedPlugin<'_>]) -> Result<Self> {
         let mut found: Vec<Plugin> =
             inventory::iter::<Registration>.into_iter().map(|r| (r.0)()).collect();
         // inventory promises no order.

@@ -205,12 +205,14 @@ pub struct LikelihoodRequest {
     pub items: Vec<LikelihoodItem>,
     /// Report this many of the most likely tokens at each position.
     pub top: u8,
+    /// As [`Request::deterministic`].
+    pub deterministic: bool,
 }
 
 impl LikelihoodRequest {
     /// A request without alternatives.
     pub fn new(items: Vec<LikelihoodItem>) -> Self {
-        Self { items, top: 0 }
+        Self { items, top: 0, deterministic: false }
     }
 }
 

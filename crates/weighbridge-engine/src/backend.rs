@@ -294,7 +294,7 @@ impl Backend for LocalBackend {
                     task: Task::Score(Box::new(scoring)),
                     sequence,
                     n_positions,
-                    is_deterministic: false,
+                    is_deterministic: request.deterministic,
                     stop: Arc::default(),
                     events,
                 })?;

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::{Map, Value, json};
 use weighbridge_core::{
     Backend, Egress, EgressEntry, EgressLedger, EgressScope, Error, ErrorKind, Evaluator, Message,
-    ModelCard, NoSecrets, OpenContext, Part, Placement, Prompt, Registry, Request,
-    Result, Sampling, Secrets, Weights, block_on, check_options,
+    ModelCard, NoSecrets, OpenContext, Part, Placement, Prompt, Registry, Request, Result,
+    Sampling, Secrets, Weights, block_on, check_options,
 };
 
 use crate::data::{Dataset, Row, load};

@@ -1,4 +1,5 @@
 //! Whole runs over scripted models: what is asked, what is kept, what follows.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -380,14 +381,35 @@ fn recorded_answers_are_candidates_like_any_other() {
 fn mistakes_are_found_before_any_call() {
     let bench = Bench::new(40);
     let cases = [
-        (bench.suite("right", "third", "").replace("scripted:third", "llama-cpp:x.gguf"), "unknown provider `llama-cpp`; known: `recorded`, `scripted`"),
-        (bench.suite("right", "third", "").replace("{{ q }}", "{{ question }}"), "`question`, which is no column"),
-        (bench.suite("right", "third", "").replace("target = \"a\"", "target = \"b\""), "needs the column `b`"),
-        (bench.suite("right", "third", "").replace("exact_match", "exact_mach"), "unknown evaluator `exact_mach`"),
-        (bench.suite("right", "third", "").replace("target = \"a\"", "tarket = \"a\""), "unknown option `tarket` of evaluator `exact_match`"),
+        (
+            bench.suite("right", "third", "").replace("scripted:third", "llama-cpp:x.gguf"),
+            "unknown provider `llama-cpp`; known: `recorded`, `scripted`",
+        ),
+        (
+            bench.suite("right", "third", "").replace("{{ q }}", "{{ question }}"),
+            "`question`, which is no column",
+        ),
+        (
+            bench.suite("right", "third", "").replace("target = \"a\"", "target = \"b\""),
+            "needs the column `b`",
+        ),
+        (
+            bench.suite("right", "third", "").replace("exact_match", "exact_mach"),
+            "unknown evaluator `exact_mach`",
+        ),
+        (
+            bench.suite("right", "third", "").replace("target = \"a\"", "tarket = \"a\""),
+            "unknown option `tarket` of evaluator `exact_match`",
+        ),
         (bench.suite("right", "third", "[request]\nlogprobs = 3\n"), "cannot honour `logprobs`"),
-        (bench.suite("right", "third", "").replace("data.jsonl", "nothing.jsonl"), "nothing.jsonl: cannot open"),
-        (bench.suite("right", "third", "").replace("scripted:third", "scripted:${PORT}"), "--define PORT=VALUE"),
+        (
+            bench.suite("right", "third", "").replace("data.jsonl", "nothing.jsonl"),
+            "nothing.jsonl: cannot open",
+        ),
+        (
+            bench.suite("right", "third", "").replace("scripted:third", "scripted:${PORT}"),
+            "--define PORT=VALUE",
+        ),
     ];
     for (text, expected) in cases {
         let error = bench.run_text(&text, &bench.dir.path().join("never"), &new()).unwrap_err();

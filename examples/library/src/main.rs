@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use weighbridge::{
-    Backend as _, BackendExt as _, Environment, Event, LikelihoodItem, LikelihoodRequest, OpenContext,
-    Prompt, Request, StreamItem, block_on, evaluate_suite, link_plugins, report, suite,
+    BackendExt as _, Environment, Event, LikelihoodItem, LikelihoodRequest, OpenContext, Prompt,
+    Request, StreamItem, block_on, evaluate_suite, link_plugins, report, suite,
 };
 
 const SUITE: &str = r#"
@@ -47,7 +47,8 @@ fn main() -> weighbridge::Result<()> {
 
     let runs = std::env::temp_dir().join(format!("weighbridge-example-{}", std::process::id()));
     let suite = suite::read_str(SUITE, fixtures, "the example's suite")?;
-    let evaluation = evaluate_suite(suite, &Environment::new(registry), &runs, "2026-01-01T00:00:00Z")?;
+    let evaluation =
+        evaluate_suite(suite, &Environment::new(registry), &runs, "2026-01-01T00:00:00Z")?;
     print!("{}", report::render_terminal(&evaluation.report, &evaluation.samples, 100, false));
     Ok(())
 }

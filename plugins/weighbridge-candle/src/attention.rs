@@ -1,5 +1,8 @@
 //! Attention of new positions to what a cache holds.
 
+use pulp::Arch;
+use rayon::prelude::*;
+
 use crate::cache::LayerCache;
 use crate::ops::{add_scaled, dot, softmax};
 
@@ -23,23 +26,57 @@ impl Heads {
     }
 }
 
-/// Attends from one position to itself and those before it, at most `window` altogether.
-///
-/// `query`, `out`: shape `(n_heads, head_dim)`, the query already rotated and scaled; the cache
-/// already has the position's own key and value. `scores` is scratch.
-pub(crate) fn attend(
-    heads: Heads,
-    query: &[f32],
+/// New positions of one sequence that attend to its cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queries<'a> {
+    pub(crate) heads: Heads,
+    /// Rotated and scaled, shape `(n_rows, n_heads, head_dim)`.
+    pub(crate) rows: &'a [f32],
+    /// Position of the first row; the cache has the keys and values of all of them.
+    pub(crate) first: usize,
+    /// How many positions each sees, itself included; `None` for all.
+    pub(crate) window: Option<usize>,
+}
+
+/// Multiply-adds for which a second thread is worth waking.
+const MIN_PARALLEL: usize = 4 << 20;
+
+/// Attends from each row to its own position and those before it. `out` has the shape of the rows.
+pub(crate) fn attend(queries: Queries<'_>, cache: &LayerCache, out: &mut [f32]) {
+    let width = queries.heads.q_width();
+    let arch = Arch::new();
+    let run = |first_row: usize, out: &mut [f32]| {
+        arch.dispatch(|| {
+            let mut scores = Vec::new();
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                attend_from(queries, cache, first_row + i, &mut scores, out);
+            }
+        });
+    };
+    let n_rows = out.len() / width;
+    let n_seen = queries.window.unwrap_or(usize::MAX).min(queries.first + n_rows);
+    if 2 * n_rows * n_seen * width < MIN_PARALLEL || rayon::current_num_threads() == 1 {
+        return run(0, out);
+    }
+    // Small pieces: later rows see more than earlier ones.
+    let n_each = n_rows.div_ceil(8 * rayon::current_num_threads());
+    out.par_chunks_mut(n_each * width).enumerate().for_each(|(i, out)| run(i * n_each, out));
+}
+
+#[inline(always)]
+fn attend_from(
+    queries: Queries<'_>,
     cache: &LayerCache,
-    position: usize,
-    window: Option<usize>,
+    row_idx: usize,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    let Heads { n_heads, n_kv_heads, head_dim } = queries.heads;
+    let query = &queries.rows[row_idx * queries.heads.q_width()..][..queries.heads.q_width()];
+    let end = queries.first + row_idx + 1;
+    let first = queries.window.map_or(0, |window| end.saturating_sub(window));
+    let seen = first * head_dim..end * head_dim;
     let group = n_heads / n_kv_heads * head_dim;
-    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let seen = first * head_dim..(position + 1) * head_dim;
     let per_kv_head = query.chunks_exact(group).zip(out.chunks_exact_mut(group));
     for ((keys, values), (query, out)) in cache.keys.iter().zip(&cache.values).zip(per_kv_head) {
         let (keys, values) = (&keys[seen.clone()], &values[seen.clone()]);

@@ -1,9 +1,10 @@
 //! The decoder graph of the Llama family.
 
+use pulp::Arch;
 use weighbridge_core::Result;
 use weighbridge_models::hf_config::HfConfig;
 
-use crate::attention::{Heads, attend};
+use crate::attention::{Heads, Queries, attend};
 use crate::cache::{Cache, CacheShape};
 use crate::ops::{add, rms_norm, rotate, silu_mul};
 use crate::rope::Rope;
@@ -25,6 +26,8 @@ pub(crate) struct Decoder {
     layers: Vec<Layer>,
     norm: Vec<f32>, // (hidden_size,)
     head: Linear,
+    /// The machine's vector instructions.
+    arch: Arch,
 }
 
 #[derive(Debug)]
@@ -93,6 +96,7 @@ impl Decoder {
             layers,
             norm,
             head,
+            arch: Arch::new(),
         })
     }
 
@@ -162,61 +166,62 @@ impl Decoder {
         let heads = self.heads;
         let (q_width, kv_width, head_dim) = (heads.q_width(), heads.kv_width(), heads.head_dim);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let mut normed = Vec::with_capacity(x.len());
-        rms_norm(x, &layer.attention_norm, self.eps, &mut normed);
+        let normed = self.normed(x, &layer.attention_norm);
         let stride = layer.qkv.stride();
         layer.qkv.forward(normed, |qkv| {
-            let n_out: usize =
-                parts.iter().zip(firsts).map(|(part, first)| part.tokens.len() - first).sum();
+            let n_rows = |(part, first): (&Part<'_>, &usize)| part.tokens.len() - first;
+            let n_out: usize = parts.iter().zip(firsts).map(n_rows).sum();
             let mut attended = vec![0f32; n_out * q_width];
-            let mut query = vec![0f32; q_width];
-            let mut scores = Vec::new();
-            let mut out_rows = attended.chunks_exact_mut(q_width);
-            let mut rows = qkv.chunks_exact(stride);
+            let mut queries = Vec::new();
+            let (mut rest, mut out) = (qkv, attended.as_mut_slice());
             for (part, first) in parts.iter().zip(firsts) {
+                let rows = rest.split_off(..part.tokens.len() * stride).unwrap_or_default();
+                let n_out = n_rows((part, first)) * q_width;
+                let out = out.split_off_mut(..n_out).unwrap_or_default();
                 let cache = &mut caches[part.cache_idx];
                 let start = cache.len();
                 let cache = cache.layer(layer_idx, part.tokens.len());
-                for (token_idx, row) in rows.by_ref().take(part.tokens.len()).enumerate() {
-                    let (cos, sin) = self.rope.at(start + token_idx);
-                    let (keys, values) = row[q_width..q_width + 2 * kv_width].split_at(kv_width);
-                    for (keys_to, key) in cache.keys.iter_mut().zip(keys.chunks_exact(head_dim)) {
-                        let at = keys_to.len();
-                        keys_to.extend_from_slice(key);
-                        rotate(&mut keys_to[at..], cos, sin);
+                queries.clear();
+                self.arch.dispatch(|| {
+                    for (token_idx, row) in rows.chunks_exact(stride).enumerate() {
+                        let (cos, sin) = self.rope.at(start + token_idx);
+                        let (query, row) = row.split_at(q_width);
+                        let (keys, values) = row[..2 * kv_width].split_at(kv_width);
+                        append_heads(&mut cache.keys, keys, Some((cos, sin)));
+                        append_heads(&mut cache.values, values, None);
+                        if token_idx < *first {
+                            continue;
+                        }
+                        let at = queries.len();
+                        queries.extend(query.iter().map(|value| value * scale));
+                        for head in queries[at..].chunks_exact_mut(head_dim) {
+                            rotate(head, cos, sin);
+                        }
                     }
-                    let values = values.chunks_exact(head_dim);
-                    for (values_to, value) in cache.values.iter_mut().zip(values) {
-                        values_to.extend_from_slice(value);
-                    }
-                    if token_idx < *first {
-                        continue;
-                    }
-                    query.copy_from_slice(&row[..q_width]);
-                    for head in query.chunks_exact_mut(head_dim) {
-                        rotate(head, cos, sin);
-                    }
-                    query.iter_mut().for_each(|value| *value *= scale);
-                    let Some(out) = out_rows.next() else { continue };
-                    let position = start + token_idx;
-                    attend(heads, &query, cache, position, layer.window, &mut scores, out);
-                }
+                });
+                let (first, window) = (start + first, layer.window);
+                attend(Queries { heads, rows: &queries, first, window }, cache, out);
             }
             attended
         })
     }
 
     fn feed_forward(&self, layer: &Layer, x: &mut [f32]) -> Result<()> {
-        let mut normed = Vec::with_capacity(x.len());
-        rms_norm(x, &layer.mlp_norm, self.eps, &mut normed);
+        let normed = self.normed(x, &layer.mlp_norm);
         let (width, stride) = (self.intermediate_size, layer.gate_up.stride());
         let activated = layer.gate_up.forward(normed, |gate_up| {
             let mut activated = Vec::with_capacity(gate_up.len() / stride * width);
-            silu_mul(gate_up, width, stride, &mut activated);
+            self.arch.dispatch(|| silu_mul(gate_up, width, stride, &mut activated));
             activated
         })?;
         let stride = layer.down.stride();
         layer.down.forward(activated, |rows| add_rows(x, rows, self.hidden_size, stride))
+    }
+
+    fn normed(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut normed = Vec::with_capacity(x.len());
+        self.arch.dispatch(|| rms_norm(x, weight, self.eps, &mut normed));
+        normed
     }
 
     /// The head, for the rows of `x`, which are the wanted ones.
@@ -234,8 +239,7 @@ impl Decoder {
         let stride = self.head.stride();
         let n_block = (MAX_LOGITS / stride).max(1);
         for block in x.chunks(n_block * self.hidden_size) {
-            let mut normed = Vec::with_capacity(block.len());
-            rms_norm(block, &self.norm, self.eps, &mut normed);
+            let normed = self.normed(block, &self.norm);
             self.head.forward(normed, |logits| {
                 for (logits, (part_idx, position)) in logits.chunks_exact(stride).zip(&mut wanted) {
                     rows(part_idx, position, &logits[..self.vocab_size]);
@@ -256,6 +260,19 @@ fn wanted_rows(x: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
         start = end;
     }
     wanted
+}
+
+/// Appends one position to each head, rotated where it is a key.
+#[inline(always)]
+fn append_heads(heads: &mut [Vec<f32>], values: &[f32], angles: Option<(&[f32], &[f32])>) {
+    let head_dim = values.len() / heads.len();
+    for (head, values) in heads.iter_mut().zip(values.chunks_exact(head_dim)) {
+        let at = head.len();
+        head.extend_from_slice(values);
+        if let Some((cos, sin)) = angles {
+            rotate(&mut head[at..], cos, sin);
+        }
+    }
 }
 
 /// Adds rows with a stride to rows without one.

@@ -41,7 +41,6 @@ impl CandleEngine {
         context: &OpenContext,
         start: f32,
     ) -> Result<Self> {
-        if let Some(t) = std::env::var("TT").ok().and_then(|t| t.parse().ok()) { gemm::set_threading_threshold(t); }
         let mut reader = Reader::new(&mut folder.weights, context, start);
         let decoder = Decoder::load(&folder.config, &mut reader)?;
         let shape = decoder.cache_shape();

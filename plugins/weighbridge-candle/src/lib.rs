@@ -7,6 +7,7 @@ mod engine;
 mod loader;
 mod ops;
 mod options;
+mod product;
 mod provider;
 mod rope;
 mod weights;

@@ -1,13 +1,15 @@
 //! The small operations of a decoder, as loops over contiguous slices.
 //!
 //! At the widths of small models a tensor library spends more time on dispatch than on these, so
-//! only matrix products go through it. Sums run over several lanes at once, which lets the compiler
-//! use vector instructions; everything is computed in `f32`.
+//! only matrix products go through it. Sums run over a fixed number of lanes, which lets the
+//! compiler use vector instructions and gives the same bits with all of them. Everything is computed
+//! in `f32`, and inlined, so that a caller that chose vector instructions has them here too.
 
 /// Lanes of the partial sums: one 512-bit register, or a few smaller ones.
 const LANES: usize = 16;
 
 /// `Σ a·b`. Both slices have the same length.
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
     let (b_chunks, b_rest) = b.as_chunks::<LANES>();
@@ -21,6 +23,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold(sums) + rest
 }
 
+#[inline(always)]
 fn fold(sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     let mut sums = sums;
@@ -34,6 +37,7 @@ fn fold(sums: [f32; LANES]) -> f32 {
 }
 
 /// `out += factor · x`.
+#[inline(always)]
 pub(crate) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += factor * x;
@@ -41,6 +45,7 @@ pub(crate) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
 }
 
 /// `out += x`.
+#[inline(always)]
 pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += x;
@@ -50,6 +55,7 @@ pub(crate) fn add(out: &mut [f32], x: &[f32]) {
 /// Appends each row of `x` divided by its root mean square and multiplied with `weight`.
 ///
 /// Zhang and Sennrich 2019, equation 4, with `eps` inside the root as Llama has it.
+#[inline(always)]
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
     for row in x.chunks_exact(weight.len()) {
         let scale = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
@@ -58,6 +64,7 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) 
 }
 
 /// Appends `silu(gate) · up` for each row, which holds `gate` and then `up`.
+#[inline(always)]
 pub(crate) fn silu_mul(gate_up: &[f32], width: usize, stride: usize, out: &mut Vec<f32>) {
     for row in gate_up.chunks_exact(stride) {
         let (gate, rest) = row.split_at(width);
@@ -66,6 +73,7 @@ pub(crate) fn silu_mul(gate_up: &[f32], width: usize, stride: usize, out: &mut V
 }
 
 /// Turns scores into probabilities, in place. An empty slice stays empty.
+#[inline(always)]
 pub(crate) fn softmax(scores: &mut [f32]) {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
@@ -111,6 +119,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// Rotates one head in place: element `i` with element `i + d/2`, as Hugging Face models have it.
 ///
 /// `cos`, `sin`: shape `(d / 2,)`, for the position of the row.
+#[inline(always)]
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {

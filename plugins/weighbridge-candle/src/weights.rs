@@ -1,59 +1,85 @@
-//! Weights as the decoder wants them: `f32`, fused, transposed, padded.
+//! Weights as the decoder wants them: `f32`, fused, packed.
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Shape, Storage, Tensor};
 use weighbridge_core::{Error, ErrorKind, OpenContext, Result};
 use weighbridge_models::checkpoint::Checkpoint;
 use weighbridge_models::safetensors::Dtype;
 
-/// Output widths are padded to this many columns: the matrix product copies the whole matrix first
-/// when its width does not fit its vectors.
-const PAD: usize = 16;
+use crate::product::{PANEL, product};
 
 /// `y = x·Wᵀ + b`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor, // (n_in, n_padded), contiguous: the layout that products of few rows are fast in
+    panels: Tensor,         // (n_panels, n_in, PANEL)
     bias: Option<Vec<f32>>, // (n_out,)
     n_in: usize,
     n_out: usize,
-    n_padded: usize,
+    stride: usize,
 }
 
 impl Linear {
     /// Values from one row of the result to the next; the first `n_out` of each are the result.
     pub(crate) fn stride(&self) -> usize {
-        self.n_padded
+        self.stride
     }
 
     /// The products of all rows of `x`, shape `(n_rows, n_in)`, lent to `use_rows` with shape
     /// `(n_rows, stride)`.
-    pub(crate) fn forward<R>(
-        &self,
-        mut x: Vec<f32>,
-        use_rows: impl FnOnce(&[f32]) -> R,
-    ) -> Result<R> {
-        let n_rows = x.len() / self.n_in;
-        if n_rows == 1 {
-            // The product of one row takes another, three times slower path: give it two.
-            x.extend_from_within(..);
-        }
+    pub(crate) fn forward<R>(&self, x: Vec<f32>, use_rows: impl FnOnce(&[f32]) -> R) -> Result<R> {
         let run = || {
-            let n = x.len() / self.n_in;
-            let x = Tensor::from_vec(x, (n, self.n_in), &Device::Cpu)?;
-            x.matmul(&self.weight)
+            let n_rows = x.len() / self.n_in;
+            let x = Tensor::from_vec(x, (n_rows, self.n_in), &Device::Cpu)?;
+            x.apply_op2_no_bwd(&self.panels, &Product)
         };
         let y = run().map_err(engine_error)?;
         let (storage, _) = y.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(rows)) = &*storage else {
             return Err(Error::new(ErrorKind::Engine, "a product is not f32 on the CPU"));
         };
-        let rows = &rows[..n_rows * self.n_padded];
         let Some(bias) = &self.bias else { return Ok(use_rows(rows)) };
-        let mut rows = rows.to_vec();
-        for row in rows.chunks_exact_mut(self.n_padded) {
+        let mut rows = rows.clone();
+        for row in rows.chunks_exact_mut(self.stride) {
             crate::ops::add(&mut row[..self.n_out], bias);
         }
         Ok(use_rows(&rows))
+    }
+}
+
+/// The product with a packed matrix as an operation of candle's.
+///
+/// candle 0.11.1 has one of its own, which asks the operating system for the number of cores at
+/// each call unless `RAYON_NUM_THREADS` is set: it reads `/proc/cpuinfo`, which takes longer than
+/// all the arithmetic of a small model's layer, and milliseconds on a machine with many cores. It
+/// also sums in another order for each number of rows.
+struct Product;
+
+impl CustomOp2 for Product {
+    fn name(&self) -> &'static str {
+        "product-with-panels"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        panels: &CpuStorage,
+        panels_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (n_rows, n_in) = x_layout.shape().dims2()?;
+        let (n_panels, n_inner, _) = panels_layout.shape().dims3()?;
+        let (CpuStorage::F32(x), CpuStorage::F32(panels)) = (x, panels) else {
+            candle_core::bail!("the product takes f32");
+        };
+        let (Some((x_start, x_end)), Some((start, end))) =
+            (x_layout.contiguous_offsets(), panels_layout.contiguous_offsets())
+        else {
+            candle_core::bail!("the product takes contiguous tensors");
+        };
+        if n_in != n_inner {
+            candle_core::bail!("rows of {n_in} values times panels of {n_inner}");
+        }
+        let y = product(&x[x_start..x_end], &panels[start..end], n_in);
+        Ok((CpuStorage::F32(y), Shape::from((n_rows, n_panels * PANEL))))
     }
 }
 
@@ -138,35 +164,32 @@ impl<'a> Reader<'a> {
         has_bias: bool,
     ) -> Result<Linear> {
         let n_out: usize = prefixes.iter().map(|(_, n_out)| n_out).sum();
-        let n_padded = n_out.next_multiple_of(PAD);
-        let mut weight = vec![0f32; n_in * n_padded];
+        let n_panels = n_out.div_ceil(PANEL);
+        let mut panels = vec![0f32; n_panels * n_in * PANEL];
         let mut bias = Vec::new();
         let mut column = 0;
-        for (prefix, n) in prefixes {
+        let mut block = Vec::new();
+        for (prefix, _) in prefixes {
             let name = format!("{prefix}.weight");
             let dtype = self.read(&name)?;
-            let mut block = Vec::new();
-            // Blocks of rows, so that whole cache lines of the transposed matrix are written.
-            for rows in self.bytes.chunks(PAD * n_in * n_value_bytes(dtype)) {
+            for row in self.bytes.chunks_exact(n_in * n_value_bytes(dtype)) {
                 block.clear();
-                append_f32(rows, dtype, &mut block);
+                append_f32(row, dtype, &mut block);
                 check_finite(&name, &block)?;
-                let n_rows = block.len() / n_in;
-                for (i, to) in weight.chunks_exact_mut(n_padded).enumerate() {
-                    for row in 0..n_rows {
-                        to[column + row] = block[row * n_in + i];
-                    }
+                let panel = &mut panels[column / PANEL * n_in * PANEL..];
+                for (to, value) in panel.chunks_exact_mut(PANEL).zip(&block) {
+                    to[column % PANEL] = *value;
                 }
-                column += n_rows;
+                column += 1;
             }
-            debug_assert!(column <= n_out && *n > 0);
             if has_bias {
                 bias.extend(self.vector(&format!("{prefix}.bias"))?);
             }
         }
-        let weight =
-            Tensor::from_vec(weight, (n_in, n_padded), &Device::Cpu).map_err(engine_error)?;
-        Ok(Linear { weight, bias: has_bias.then_some(bias), n_in, n_out, n_padded })
+        let panels = Tensor::from_vec(panels, (n_panels, n_in, PANEL), &Device::Cpu)
+            .map_err(engine_error)?;
+        let bias = has_bias.then_some(bias);
+        Ok(Linear { panels, bias, n_in, n_out, stride: n_panels * PANEL })
     }
 }
 

@@ -12,8 +12,9 @@ use weighbridge_core::{
 };
 
 use crate::emitter::{Emitter, Ending};
+use crate::exchange::{Exchange, Head};
 use crate::failure::{Refusal, by_status};
-use crate::http::{Call, Exchange, Head, Http};
+use crate::http::{Call, Http};
 use crate::sse::SseParser;
 use crate::text::MAX_EXCERPT_BYTES;
 use crate::wire::{Decode, Flow, Wire};

@@ -5,7 +5,8 @@ use weighbridge_core::{Error, ErrorKind, Retry};
 
 use crate::classify::{Class, ErrorObject, classify};
 use crate::emitter::Emitter;
-use crate::http::{Head, Http};
+use crate::exchange::Head;
+use crate::http::Http;
 use crate::retry_after::retry_after;
 use crate::text::MAX_EXCERPT_BYTES;
 

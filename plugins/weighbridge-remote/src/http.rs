@@ -5,11 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_channel::{mpsc, oneshot};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue,
 };
 use reqwest::redirect::Policy;
 use tokio::sync::Notify;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Retry, Secret};
 
 use crate::address::{Address, is_loopback, unknown_host};
+use crate::exchange::{Exchange, Head, Part};
 use crate::options::Timers;
 use crate::resolver::{DeniedAddress, GuardedResolver, Lookup, NameFailure, system_lookup};
 use crate::runtime::{self, AbortOnDrop};
@@ -59,30 +59,6 @@ pub(crate) struct Call {
     /// `None` is a GET.
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) accept: &'static str,
-}
-
-/// Status and headers of an answer.
-#[derive(Debug)]
-pub(crate) struct Head {
-    pub(crate) status: u16,
-    pub(crate) headers: HeaderMap,
-}
-
-impl Head {
-    pub(crate) fn is_success(&self) -> bool {
-        (200..300).contains(&self.status)
-    }
-
-    /// A header's value; `None` also where it is not text.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// The media type in lower case, without parameters; empty if there is none.
-    pub(crate) fn media_type(&self) -> String {
-        let value = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
-        value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-    }
 }
 
 impl Http {
@@ -415,72 +391,6 @@ impl Deadline {
     fn min(self, other: Self) -> Self {
         if other.at < self.at { other } else { self }
     }
-}
-
-#[derive(Debug)]
-enum Part {
-    Head(Head),
-    Chunk(Bytes),
-}
-
-/// A call under way. Dropping it closes the connection.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    parts: mpsc::Receiver<Part>,
-    end: Option<oneshot::Receiver<Result<()>>>,
-    abort: AbortOnDrop,
-    is_finished: Arc<Notify>,
-}
-
-impl Exchange {
-    /// Status and headers; ask once, and first.
-    pub(crate) async fn head(&mut self) -> Result<Head> {
-        match self.parts.next().await {
-            Some(Part::Head(head)) => Ok(head),
-            _ => Err(match self.ended().await {
-                Err(error) => error,
-                Ok(()) => unexpected_end(),
-            }),
-        }
-    }
-
-    /// The next piece of the body; `None` at its end.
-    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        match self.parts.next().await {
-            Some(Part::Chunk(chunk)) => Ok(Some(chunk)),
-            Some(Part::Head(_)) => Err(unexpected_end()),
-            None => self.ended().await.map(|()| None),
-        }
-    }
-
-    /// The whole body, or its first `max_bytes` bytes or a little more.
-    pub(crate) async fn body(&mut self, max_bytes: usize) -> Result<Vec<u8>> {
-        let mut body = Vec::new();
-        while body.len() < max_bytes
-            && let Some(chunk) = self.chunk().await?
-        {
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
-    }
-
-    /// Says that the answer is complete: the rest of its body is awaited in the background, so
-    /// that the connection can be used again.
-    pub(crate) fn finish(mut self) {
-        self.abort.disarm();
-        self.is_finished.notify_one();
-    }
-
-    async fn ended(&mut self) -> Result<()> {
-        match self.end.take() {
-            Some(end) => end.await.unwrap_or_else(|_| Err(unexpected_end())),
-            None => Ok(()),
-        }
-    }
-}
-
-fn unexpected_end() -> Error {
-    Error::new(ErrorKind::Transport, "the network task ended unexpectedly")
 }
 
 /// Enters an exchange into the ledger when it is over, however it ended.

@@ -5,6 +5,7 @@ mod backend;
 mod chat;
 mod classify;
 mod emitter;
+mod exchange;
 mod failure;
 mod http;
 mod options;

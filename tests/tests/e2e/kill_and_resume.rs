@@ -49,8 +49,16 @@ concurrency = {CONCURRENCY}
 
 /// Removes what differs between two undisturbed runs: times, and numbers of attempts.
 fn mask(value: &mut Value) {
-    const VOLATILE: [&str; 8] = [
-        "latency", "created", "log_root", "total_ms", "n_attempts", "n_prompt_bytes", "axes", "n_cached",
+    const VOLATILE: [&str; 9] = [
+        "latency",
+        "created",
+        "log_root",
+        "total_ms",
+        "n_attempts",
+        "n_prompt_bytes",
+        "axes",
+        "n_cached",
+        "n_retried",
     ];
     match value {
         Value::Object(fields) => {

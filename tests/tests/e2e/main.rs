@@ -1,4 +1,5 @@
 //! The built program, used as its users would.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod kill_and_resume;
 mod library;

@@ -17,8 +17,9 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let rows: String =
-            (0..N_SAMPLES).map(|i| format!("{{\"id\":\"s{i}\",\"q\":\"q{i}\",\"a\":\"a{i}\"}}\n")).collect();
+        let rows: String = (0..N_SAMPLES)
+            .map(|i| format!("{{\"id\":\"s{i}\",\"q\":\"q{i}\",\"a\":\"a{i}\"}}\n"))
+            .collect();
         std::fs::write(dir.path().join("data.jsonl"), rows).unwrap();
         let model = dir.path().join("model");
         std::fs::create_dir(&model).unwrap();
@@ -69,15 +70,24 @@ impl Desk {
 fn suites_and_data() {
     let desk = Desk::new();
     let good = desk.suite("candle:model");
-    desk.refused(&good.replace("current =", "curent ="), &["suite.toml:3", "did you mean `current`?"]);
-    desk.refused(&good.replace("data.jsonl\"\nid", "nothing.jsonl\"\nid"), &["nothing.jsonl: cannot open"]);
+    desk.refused(
+        &good.replace("current =", "curent ="),
+        &["suite.toml:3", "did you mean `current`?"],
+    );
+    desk.refused(
+        &good.replace("data.jsonl\"\nid", "nothing.jsonl\"\nid"),
+        &["nothing.jsonl: cannot open"],
+    );
     desk.refused(&good.replace("{{ q }}", "{{ question }}"), &["`question`, which is no column"]);
-    desk.refused(&good.replace("candle:model", "llama-cpp:x.gguf"), &[
-        "unknown provider `llama-cpp`",
-        "`candle`, `openai-compatible`, `recorded`",
-        "Cargo.toml",
-        "link_plugins!",
-    ]);
+    desk.refused(
+        &good.replace("candle:model", "llama-cpp:x.gguf"),
+        &[
+            "unknown provider `llama-cpp`",
+            "`candle`, `openai-compatible`, `recorded`",
+            "Cargo.toml",
+            "link_plugins!",
+        ],
+    );
     let rows = std::fs::read_to_string(desk.path().join("data.jsonl")).unwrap();
     let mut lines: Vec<_> = rows.lines().collect();
     lines[16] = "{\"id\":";
@@ -147,9 +157,11 @@ fn answers(bytes: &'static str) -> String {
             while let Ok(n) = socket.read(&mut chunk) {
                 request.extend_from_slice(&chunk[..n]);
                 let text = String::from_utf8_lossy(&request);
-                let length = text.to_ascii_lowercase().split("content-length: ").nth(1).and_then(|rest| {
-                    rest.split("\r\n").next()?.parse::<usize>().ok()
-                });
+                let length = text
+                    .to_ascii_lowercase()
+                    .split("content-length: ")
+                    .nth(1)
+                    .and_then(|rest| rest.split("\r\n").next()?.parse::<usize>().ok());
                 let body = text.split_once("\r\n\r\n").map_or(0, |(_, body)| body.len());
                 if n == 0 || length.is_some_and(|length| body >= length) {
                     break;
@@ -175,17 +187,23 @@ fn servers() {
             &["nothing listens", "--resume"],
         ),
         (
-            answers("HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 50\r\nConnection: close\r\n\r\n{\"error\":{\"message\":\"bad key\",\"type\":\"auth\"}}     "),
+            answers(
+                "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 50\r\nConnection: close\r\n\r\n{\"error\":{\"message\":\"bad key\",\"type\":\"auth\"}}     ",
+            ),
             "auth",
             &["401", "bad key"],
         ),
         (
-            answers("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3600\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"),
+            answers(
+                "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 3600\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+            ),
             "",
             &["wait 3600 s", "--resume"],
         ),
         (
-            answers("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>"),
+            answers(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>",
+            ),
             "transport",
             &["text/html"],
         ),
@@ -207,7 +225,11 @@ fn servers() {
 #[test]
 fn offline_builds_no_outward_client() {
     let desk = Desk::new();
-    std::fs::write(desk.path().join("suite.toml"), desk.suite("openai-compatible:http://127.0.0.1:1/v1#m")).unwrap();
+    std::fs::write(
+        desk.path().join("suite.toml"),
+        desk.suite("openai-compatible:http://127.0.0.1:1/v1#m"),
+    )
+    .unwrap();
     let output = weighbridge(&["eval", "suite.toml", "--out", "run", "--offline"], desk.path());
     assert_eq!(output.status.code(), Some(3));
     assert!(printed(&output).contains("the run is offline"), "{}", printed(&output));

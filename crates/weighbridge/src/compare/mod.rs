@@ -103,6 +103,9 @@ pub struct Comparison {
     pub n_pairs: u64,
     /// The 2×2 table, for scores that are only right or wrong.
     pub table: Option<PairTable>,
+    /// Exact McNemar of that table, two-sided. Where samples are clustered it takes them as
+    /// independent, and the test of [`Difference`] decides.
+    pub mcnemar_p: Option<f64>,
     /// Samples whose answers are the same text but for white space, of those both answered.
     pub n_same_answer: u64,
     /// Samples that both answered.
@@ -206,6 +209,7 @@ pub fn compare(
         candidate: plan.arms[candidate_idx].candidate.name.clone(),
         evaluator: plan.evaluators.first().map(|(name, _)| name.clone()),
         n_pairs: scored.len() as u64,
+        mcnemar_p: scored.table().and_then(|table| numbers::mcnemar(&table)),
         table: scored.table(),
         n_same_answer,
         n_both_answered,

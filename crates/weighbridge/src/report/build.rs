@@ -54,7 +54,7 @@ pub fn build(plan: &Plan, result: &RunResult) -> (Report, Vec<SampleLine>) {
                 })
                 .collect(),
             prompt: suite.prompt.clone(),
-            repeats: suite.run.repeats,
+            run: suite.run.clone(),
         },
         data: data_facts(plan),
         decision: suite.decision.clone(),
@@ -134,8 +134,16 @@ fn candidate(plan: &Plan, result: &RunResult, scores: &Scores, arm_idx: usize) -
         is_tuned: arm.is_tuned,
         is_control: arm.candidate.control_only,
         settings: arm.settings.clone(),
+        prompt: arm.candidate.prompt.clone().unwrap_or_else(|| plan.suite.prompt.clone()),
         prompt_sha256: arm.prompter.sha256.clone(),
         concurrency: arm.concurrency,
+        effective: records
+            .iter()
+            .find(|(_, r)| r.outcome.is_scored() && !r.effective.is_empty())
+            .map(|(_, r)| r.effective.clone())
+            .unwrap_or_default(),
+        warnings: warnings(&records),
+        n_retried: records.iter().filter(|(_, r)| r.n_attempts > 1).count() as u64,
         outcomes,
         n_not_run,
         stopped: result.stopped.iter().find(|(n, _)| n == name).map(|(_, why)| why.clone()),
@@ -146,6 +154,14 @@ fn candidate(plan: &Plan, result: &RunResult, scores: &Scores, arm_idx: usize) -
         cost: cost(plan, arm, scores, arm_idx, &records),
         egress: egress(plan, arm, &records),
     }
+}
+
+fn warnings(records: &[(usize, &ObservationRecord)]) -> BTreeMap<String, u64> {
+    let mut warnings = BTreeMap::new();
+    for warning in records.iter().flat_map(|(_, r)| &r.warnings) {
+        *warnings.entry(warning.clone()).or_default() += 1;
+    }
+    warnings
 }
 
 fn quality(plan: &Plan, scores: &Scores, evaluator_idx: usize, arm_idx: usize) -> Quality {

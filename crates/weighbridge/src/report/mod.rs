@@ -84,8 +84,8 @@ pub struct SuiteFacts {
     pub evaluators: Vec<EvaluatorFacts>,
     /// The common prompt, as templates.
     pub prompt: crate::suite::PromptTemplate,
-    /// Answers per sample and candidate.
-    pub repeats: u32,
+    /// How the run behaved: repeats, timeout, attempts, spend cap, offline.
+    pub run: crate::suite::RunSettings,
 }
 
 /// An evaluator in brief.
@@ -172,10 +172,18 @@ pub struct CandidateReport {
     pub is_control: bool,
     /// How it was asked.
     pub settings: RequestSettings,
+    /// What it was asked, as templates.
+    pub prompt: crate::suite::PromptTemplate,
     /// Lower-case hex SHA-256 over its prompt templates.
     pub prompt_sha256: String,
     /// Calls at once.
     pub concurrency: u32,
+    /// The settings that were really used, as its first answer in the order of the data tells.
+    pub effective: serde_json::Map<String, serde_json::Value>,
+    /// Warnings of its answers, by number.
+    pub warnings: BTreeMap<String, u64>,
+    /// Calls that took more than one attempt.
+    pub n_retried: u64,
     /// Number of calls per outcome.
     pub outcomes: BTreeMap<String, u64>,
     /// Calls that were not made.

@@ -9,6 +9,7 @@ use super::escape::{Element, Markup, el};
 use super::numbers::{bytes, counted, level, whole};
 use super::page::{Table, candidate_label, section, subheading};
 use crate::report::{CandidateReport, Report};
+use crate::suite::{PromptTemplate, RunSettings};
 
 pub(super) fn provenance(report: &Report) -> Element {
     section("provenance", "Provenance", report)
@@ -63,6 +64,8 @@ fn card(candidate: &CandidateReport) -> Element {
         .with(row("Prompt", prompt))
         .with(row("Prompt SHA-256", digest(Some(&candidate.prompt_sha256))))
         .with(row("Settings", settings(candidate)))
+        .with(row("In effect", effective(candidate)))
+        .with((!candidate.warnings.is_empty()).then(|| row("Warnings", warnings(candidate))))
         .with(row("Calls at once", whole(candidate.concurrency.into())))
         .with(candidate.stopped.as_ref().map(|why| {
             row("Broken off", format!("{why}; {} not made", counted(candidate.n_not_run, "call")))
@@ -108,11 +111,44 @@ fn settings(candidate: &CandidateReport) -> Markup {
     format!("{}; the model\u{2019}s own for the rest", set.join(", ")).into()
 }
 
+fn calls(run: &RunSettings) -> String {
+    format!(
+        "given up after {} s; at most {}; spend cap USD {}; {}",
+        run.timeout_s,
+        counted(run.max_attempts.into(), "attempt"),
+        run.spend_cap_usd,
+        if run.offline { "offline" } else { "network allowed" }
+    )
+}
+
+/// What the first answer tells of the settings really used.
+fn effective(candidate: &CandidateReport) -> Markup {
+    if candidate.effective.is_empty() {
+        return known(None::<String>);
+    }
+    let shown: Vec<String> = candidate.effective.iter().map(|(n, v)| format!("{n} {v}")).collect();
+    shown.join(", ").into()
+}
+
+fn warnings(candidate: &CandidateReport) -> String {
+    let shown: Vec<String> =
+        candidate.warnings.iter().map(|(text, n)| format!("{text} ({})", whole(*n))).collect();
+    shown.join("; ")
+}
+
+/// The common prompt, then those of tuned candidates.
 fn prompt(report: &Report) -> Markup {
+    let tuned = report.candidates.iter().filter(|c| c.is_tuned);
+    tuned.fold(prompt_parts("", &report.suite.prompt), |markup, candidate| {
+        markup.and(prompt_parts(&format!(" of {}", candidate.name), &candidate.prompt))
+    })
+}
+
+fn prompt_parts(whose: &str, prompt: &PromptTemplate) -> Markup {
     let part = |name: &str, text: &str| {
-        Markup::from(el("p").class("part-name").with(name)).and(el("pre").with(text))
+        Markup::from(el("p").class("part-name").with(format!("{name}{whose}")))
+            .and(el("pre").with(text))
     };
-    let prompt = &report.suite.prompt;
     let system = prompt.system.as_ref().map(|text| part("System message", text));
     Markup::from(system).and(part("User message", &prompt.user))
 }
@@ -182,7 +218,8 @@ fn run(report: &Report) -> Element {
         .with(row("Suite", format!("{} (format version {})", suite.name, suite.version)))
         .with(row("Configuration SHA-256", el("code").with(&suite.configuration_hash)))
         .with(row("Evaluators", known((!evaluators.is_empty()).then(|| evaluators.join(", ")))))
-        .with(row("Answers per sample", whole(suite.repeats.into())))
+        .with(row("Answers per sample", whole(suite.run.repeats.into())))
+        .with(row("Calls", calls(&suite.run)))
         .with(row(
             "To be proven",
             format!(

@@ -216,6 +216,10 @@ fn held_against(report: &Report, comparison: &Comparison) -> Markup {
             ))
             .with(fact("Interval", difference.method.clone()));
     }
+    if let Some(p) = comparison.mcnemar_p {
+        facts =
+            facts.with(fact("Exact McNemar", format!("{} (samples as independent)", p_value(p))));
+    }
     facts = facts
         .with(fact(
             "Pairs",
