@@ -45,12 +45,12 @@ pub(crate) fn propose(wanted: &Wanted<'_>, environment: &Environment) -> Result<
     for line in &found.lines {
         eprintln!("  {line}");
     }
-    let mut models: Vec<(String, Option<Weights>)> = Vec::new();
-    models.extend(wanted.current.map(|m| (m.to_owned(), None)));
-    models.extend(wanted.candidates.iter().map(|m| (m.clone(), None)));
+    let mut models: Vec<String> = Vec::new();
+    models.extend(wanted.current.map(str::to_owned));
+    models.extend(wanted.candidates.iter().cloned());
     if models.len() < 2 {
-        let more = found.models.iter().map(|m| (m.model.to_string(), Some(m.card.weights)));
-        let more: Vec<_> = more.filter(|(m, _)| !models.iter().any(|(n, _)| n == m)).collect();
+        let more = found.models.iter().map(|m| m.model.to_string());
+        let more: Vec<_> = more.filter(|m| !models.contains(m)).collect();
         models.extend(more);
         models.truncate(2);
     }
@@ -133,7 +133,7 @@ fn find_models(environment: &Environment, offline: bool) -> Found {
 fn suite_text(
     wanted: &Wanted<'_>,
     columns: &serde_json::Map<String, serde_json::Value>,
-    models: &[(String, Option<Weights>)],
+    models: &[String],
 ) -> Result<String> {
     let names: Vec<_> = columns.keys().map(String::as_str).collect();
     let prompt = match wanted.prompt {
@@ -169,7 +169,7 @@ fn suite_text(
     }
     let _ = writeln!(out, "[prompt]\nuser = {}", quoted(&prompt));
     let mut n_candidates = 0;
-    for (i, (model, weights)) in models.iter().enumerate() {
+    for (i, model) in models.iter().enumerate() {
         let name = match i {
             0 => "current".to_owned(),
             _ => {
@@ -178,9 +178,6 @@ fn suite_text(
             }
         };
         let _ = writeln!(out, "[[candidate]]\nname = \"{name}\"\nmodel = {}", quoted(model));
-        if *weights == Some(Weights::Closed) {
-            out.push_str("weights = \"closed\"\n");
-        }
     }
     if let Some(target) = target {
         let is_json = columns.get(target).is_some_and(|value| {

@@ -11,6 +11,8 @@ pub enum Weights {
     Open,
     /// Only reachable behind somebody's API.
     Closed,
+    /// A server or a file of answers does not tell.
+    Unknown,
     /// A demo model that plays a closed one. Evidence about no commercial model.
     StandIn,
 }

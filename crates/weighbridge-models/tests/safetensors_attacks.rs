@@ -1,6 +1,8 @@
 //! Headers that lie, are cut or are noise: refused with a message, never a panic, never read
 //! beyond the file's length.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::Read;
 use std::path::Path;
 

@@ -212,8 +212,11 @@ impl Plan {
                 Error::new(kind, format!("candidate `{}`: {}", candidate.name, e.report()))
                     .with_retry(e.retry())
             })?;
-            check_requests(&arm, &dataset)?;
             arms.push(arm);
+        }
+        set_default_max_tokens(&mut arms);
+        for arm in &arms {
+            check_requests(arm, &dataset)?;
         }
         let configuration = configuration(&suite, &dataset, &arms, &evaluators);
         Ok(Self { suite, dataset, arms, evaluators, configuration, ledger })
@@ -278,10 +281,16 @@ impl Plan {
         let shown = |name: &str, value: String| {
             if omitted.iter().any(|o| o == name) { "not sent".to_owned() } else { value }
         };
+        let limits = self.arms.iter().filter_map(|arm| arm.settings.max_tokens);
+        let max_tokens = match (limits.clone().min(), limits.max()) {
+            (Some(low), Some(high)) if low != high => format!("{low} to {high}"),
+            (Some(limit), _) => limit.to_string(),
+            _ => "not sent".to_owned(),
+        };
         line(format!(
             "settings  temperature {}, max tokens {}, timeout {} s, attempts {}, spend cap USD {}, {}",
             shown("temperature", s.temperature.unwrap_or(0.0).to_string()),
-            shown("max_tokens", s.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).to_string()),
+            shown("max_tokens", max_tokens),
             r.timeout_s,
             r.max_attempts,
             r.spend_cap_usd,
@@ -371,6 +380,7 @@ pub(crate) fn weights_text(weights: Weights) -> &'static str {
     match weights {
         Weights::Open => "open weights",
         Weights::Closed => "closed weights",
+        Weights::Unknown => "weights not declared",
         Weights::StandIn => "stand-in for a closed model",
         _ => "unknown weights",
     }
@@ -492,7 +502,6 @@ fn open_arm(
     }
     let mut settings = candidate.request.over(&suite.request);
     settings.temperature = Some(settings.temperature.unwrap_or(0.0));
-    settings.max_tokens = Some(settings.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
     for name in settings.omit.iter().flatten() {
         match name.as_str() {
             "temperature" => settings.temperature = None,
@@ -513,6 +522,19 @@ fn open_arm(
         concurrency,
         prompter,
     })
+}
+
+/// Where the suite sets no limit, every candidate gets the same: the default, or half of the
+/// smallest context, so that a prompt has room beside it.
+fn set_default_max_tokens(arms: &mut [Arm]) {
+    let contexts = arms.iter().filter_map(|arm| arm.backend.capabilities().n_ctx);
+    let half = contexts.min().map_or(u32::MAX, |n_ctx| (n_ctx / 2).max(1));
+    for arm in arms {
+        let is_omitted = arm.settings.omit.iter().flatten().any(|name| name == "max_tokens");
+        if arm.settings.max_tokens.is_none() && !is_omitted {
+            arm.settings.max_tokens = Some(DEFAULT_MAX_TOKENS.min(half));
+        }
+    }
 }
 
 /// Fills every prompt and holds it against the capabilities, so that a mistake in sample 4,000 is

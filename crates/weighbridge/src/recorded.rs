@@ -88,8 +88,12 @@ impl Provider for RecordedProvider {
                 ));
             }
         }
-        let mut card =
-            ModelCard::new(answer_column.clone(), "recorded", Weights::Closed, Placement::Recorded);
+        let mut card = ModelCard::new(
+            answer_column.clone(),
+            "recorded",
+            Weights::Unknown,
+            Placement::Recorded,
+        );
         card.weights_sha256 = None;
         card.engine = None;
         Ok(Arc::new(Recorded {

@@ -422,6 +422,9 @@ fn next_step(action: Action, cause: Option<Cause>, comparison: &Comparison) -> S
         (_, Some(Cause::MissingAnswers | Cause::NoPairs)) => {
             "mend what failed (report.html lists it) and continue with --resume".to_owned()
         }
+        (_, Some(Cause::NobodyRight)) => {
+            "read some answers in report.html, then mend prompt, max_tokens or evaluator".to_owned()
+        }
         (_, Some(Cause::ReadingSheet)) => "collect at least 30 samples and run again".to_owned(),
         (Action::Stay | Action::Pilot, Some(Cause::TooFewSamples)) => {
             more(comparison.power.n_if_zero.max(comparison.power.n_if_real))

@@ -267,6 +267,16 @@ fn few_pairs_are_a_reading_sheet() {
 }
 
 #[test]
+fn an_empty_scale_gives_no_advice() {
+    let bench = Bench::new(60);
+    let text = bench.suite("right", "third", "").replace("target = \"a\"", "target = \"q\"");
+    let report = bench.run_text(&text, &bench.dir.path().join("run"), &new()).unwrap().report;
+    assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
+    assert!(report.verdict.sentence.contains("neither side"), "{}", report.verdict.sentence);
+    assert!(report.verdict.next.contains("max_tokens"), "{}", report.verdict.next);
+}
+
+#[test]
 fn a_wrong_key_is_tried_once_and_a_dead_server_five_times() {
     let bench = Bench::new(50);
     let extra = "[run]\nmax_attempts = 1\n";

@@ -42,14 +42,14 @@ fn round(engine: &mut CandleEngine, n_seqs: usize) -> Result<(f64, f64)> {
     let mut next = vec![0u32; n_seqs];
     let prompt: Vec<u32> = (0..N_PROMPT).map(|i| 3 + (i as u32 * 37) % 150).collect();
     let started = Instant::now();
-    for seq in 0..n_seqs {
+    for (seq, next) in next.iter_mut().enumerate() {
         let span = Span {
             seq: SeqId(seq as u32),
             pos: 0,
             tokens: Input::Tokens(&prompt),
             want: Want::Last,
         };
-        engine.feed(&[span], &mut |_: usize, _: u32, row: &[f32]| next[seq] = argmax(row))?;
+        engine.feed(&[span], &mut |_: usize, _: u32, row: &[f32]| *next = argmax(row))?;
     }
     let prefill = started.elapsed().as_secs_f64();
     let started = Instant::now();

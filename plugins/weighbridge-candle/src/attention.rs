@@ -1,6 +1,6 @@
 //! Attention of new positions to what a cache holds.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
@@ -46,12 +46,7 @@ pub(crate) fn attend(queries: Queries<'_>, cache: &LayerCache, out: &mut [f32]) 
     let width = queries.heads.q_width();
     let arch = Arch::new();
     let run = |first_row: usize, out: &mut [f32]| {
-        arch.dispatch(|| {
-            let mut scores = Vec::new();
-            for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                attend_from(queries, cache, first_row + i, &mut scores, out);
-            }
-        });
+        arch.dispatch(Attend { queries, cache, first_row, out });
     };
     let n_rows = out.len() / width;
     let n_seen = queries.window.unwrap_or(usize::MAX).min(queries.first + n_rows);
@@ -63,30 +58,47 @@ pub(crate) fn attend(queries: Queries<'_>, cache: &LayerCache, out: &mut [f32]) 
     out.par_chunks_mut(n_each * width).enumerate().for_each(|(i, out)| run(i * n_each, out));
 }
 
-#[inline(always)]
-fn attend_from(
-    queries: Queries<'_>,
-    cache: &LayerCache,
-    row_idx: usize,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let Heads { n_heads, n_kv_heads, head_dim } = queries.heads;
-    let query = &queries.rows[row_idx * queries.heads.q_width()..][..queries.heads.q_width()];
-    let end = queries.first + row_idx + 1;
-    let first = queries.window.map_or(0, |window| end.saturating_sub(window));
-    let seen = first * head_dim..end * head_dim;
-    let group = n_heads / n_kv_heads * head_dim;
-    let per_kv_head = query.chunks_exact(group).zip(out.chunks_exact_mut(group));
-    for ((keys, values), (query, out)) in cache.keys.iter().zip(&cache.values).zip(per_kv_head) {
-        let (keys, values) = (&keys[seen.clone()], &values[seen.clone()]);
-        for (query, out) in query.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
-            scores.clear();
-            scores.extend(keys.chunks_exact(head_dim).map(|key| dot(query, key)));
-            softmax(scores);
-            out.fill(0.0);
-            for (probability, value) in scores.iter().zip(values.chunks_exact(head_dim)) {
-                add_scaled(out, *probability, value);
+/// Rows from `first_row` on, as many as `out` has.
+struct Attend<'a> {
+    queries: Queries<'a>,
+    cache: &'a LayerCache,
+    first_row: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Heads { n_heads, n_kv_heads, head_dim } = self.queries.heads;
+        let width = self.queries.heads.q_width();
+        let group = n_heads / n_kv_heads * head_dim;
+        let queries = &self.queries.rows[self.first_row * width..];
+        let mut scores = Vec::new();
+        let rows = queries.chunks_exact(width).zip(self.out.chunks_exact_mut(width));
+        for (row_idx, (query, out)) in rows.enumerate() {
+            let end = self.queries.first + self.first_row + row_idx + 1;
+            let first = match self.queries.window {
+                Some(window) => end.saturating_sub(window),
+                None => 0,
+            };
+            scores.resize(end - first, 0f32);
+            let groups = query.chunks_exact(group).zip(out.chunks_exact_mut(group));
+            for (kv_head, (query, out)) in groups.enumerate() {
+                let keys = &self.cache.keys[kv_head][first * head_dim..end * head_dim];
+                let values = &self.cache.values[kv_head][first * head_dim..end * head_dim];
+                let heads = query.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
+                for (query, out) in heads {
+                    for (score, key) in scores.iter_mut().zip(keys.chunks_exact(head_dim)) {
+                        *score = dot(query, key);
+                    }
+                    softmax(&mut scores);
+                    out.fill(0.0);
+                    for (probability, value) in scores.iter().zip(values.chunks_exact(head_dim)) {
+                        add_scaled(out, *probability, value);
+                    }
+                }
             }
         }
     }

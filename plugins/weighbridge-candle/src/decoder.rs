@@ -6,7 +6,7 @@ use weighbridge_models::hf_config::HfConfig;
 
 use crate::attention::{Heads, Queries, attend};
 use crate::cache::{Cache, CacheShape};
-use crate::ops::{add, rms_norm, rotate, silu_mul};
+use crate::ops::{RmsNorm, SiluMul, add, rotate};
 use crate::rope::Rope;
 use crate::weights::{Linear, Reader, Table};
 
@@ -182,23 +182,21 @@ impl Decoder {
                 let start = cache.len();
                 let cache = cache.layer(layer_idx, part.tokens.len());
                 queries.clear();
-                self.arch.dispatch(|| {
-                    for (token_idx, row) in rows.chunks_exact(stride).enumerate() {
-                        let (cos, sin) = self.rope.at(start + token_idx);
-                        let (query, row) = row.split_at(q_width);
-                        let (keys, values) = row[..2 * kv_width].split_at(kv_width);
-                        append_heads(&mut cache.keys, keys, Some((cos, sin)));
-                        append_heads(&mut cache.values, values, None);
-                        if token_idx < *first {
-                            continue;
-                        }
-                        let at = queries.len();
-                        queries.extend(query.iter().map(|value| value * scale));
-                        for head in queries[at..].chunks_exact_mut(head_dim) {
-                            rotate(head, cos, sin);
-                        }
+                for (token_idx, row) in rows.chunks_exact(stride).enumerate() {
+                    let (cos, sin) = self.rope.at(start + token_idx);
+                    let (query, row) = row.split_at(q_width);
+                    let (keys, values) = row[..2 * kv_width].split_at(kv_width);
+                    append_heads(&mut cache.keys, keys, Some((cos, sin)));
+                    append_heads(&mut cache.values, values, None);
+                    if token_idx < *first {
+                        continue;
                     }
-                });
+                    let at = queries.len();
+                    queries.extend(query.iter().map(|value| value * scale));
+                    for head in queries[at..].chunks_exact_mut(head_dim) {
+                        rotate(head, cos, sin);
+                    }
+                }
                 let (first, window) = (start + first, layer.window);
                 attend(Queries { heads, rows: &queries, first, window }, cache, out);
             }
@@ -210,8 +208,8 @@ impl Decoder {
         let normed = self.normed(x, &layer.mlp_norm);
         let (width, stride) = (self.intermediate_size, layer.gate_up.stride());
         let activated = layer.gate_up.forward(normed, |gate_up| {
-            let mut activated = Vec::with_capacity(gate_up.len() / stride * width);
-            self.arch.dispatch(|| silu_mul(gate_up, width, stride, &mut activated));
+            let mut activated = vec![0f32; gate_up.len() / stride * width];
+            self.arch.dispatch(SiluMul { gate_up, stride, width, out: &mut activated });
             activated
         })?;
         let stride = layer.down.stride();
@@ -219,8 +217,8 @@ impl Decoder {
     }
 
     fn normed(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
-        let mut normed = Vec::with_capacity(x.len());
-        self.arch.dispatch(|| rms_norm(x, weight, self.eps, &mut normed));
+        let mut normed = vec![0f32; x.len()];
+        self.arch.dispatch(RmsNorm { x, weight, eps: self.eps, out: &mut normed });
         normed
     }
 
@@ -263,7 +261,6 @@ fn wanted_rows(x: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
 }
 
 /// Appends one position to each head, rotated where it is a key.
-#[inline(always)]
 fn append_heads(heads: &mut [Vec<f32>], values: &[f32], angles: Option<(&[f32], &[f32])>) {
     let head_dim = values.len() / heads.len();
     for (head, values) in heads.iter_mut().zip(values.chunks_exact(head_dim)) {

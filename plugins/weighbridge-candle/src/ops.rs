@@ -3,7 +3,10 @@
 //! At the widths of small models a tensor library spends more time on dispatch than on these, so
 //! only matrix products go through it. Sums run over a fixed number of lanes, which lets the
 //! compiler use vector instructions and gives the same bits with all of them. Everything is computed
-//! in `f32`, and inlined, so that a caller that chose vector instructions has them here too.
+//! in `f32` and inlined by force: code that is not inlined into the body that vector instructions
+//! were chosen for does without them. Closures given to iterators are not, so there are loops.
+
+use pulp::{Simd, WithSimd};
 
 /// Lanes of the partial sums: one 512-bit register, or a few smaller ones.
 const LANES: usize = 16;
@@ -19,8 +22,11 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[lane] += a[lane] * b[lane];
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    fold(sums) + rest
+    let mut sum = fold(sums);
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
+    sum
 }
 
 #[inline(always)]
@@ -52,41 +58,100 @@ pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Appends each row of `x` divided by its root mean square and multiplied with `weight`.
+/// Each row of `x` divided by its root mean square and multiplied with `weight`; `out` has the shape
+/// of `x`.
 ///
 /// Zhang and Sennrich 2019, equation 4, with `eps` inside the root as Llama has it.
-#[inline(always)]
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Vec<f32>) {
-    for row in x.chunks_exact(weight.len()) {
-        let scale = 1.0 / (dot(row, row) / row.len() as f32 + eps).sqrt();
-        out.extend(row.iter().zip(weight).map(|(x, weight)| x * scale * weight));
+pub(crate) struct RmsNorm<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl WithSimd for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let width = self.weight.len();
+        for (row, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let scale = 1.0 / (dot(row, row) / width as f32 + self.eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(row).zip(self.weight) {
+                *out = x * scale * weight;
+            }
+        }
     }
 }
 
-/// Appends `silu(gate) · up` for each row, which holds `gate` and then `up`.
-#[inline(always)]
-pub(crate) fn silu_mul(gate_up: &[f32], width: usize, stride: usize, out: &mut Vec<f32>) {
-    for row in gate_up.chunks_exact(stride) {
-        let (gate, rest) = row.split_at(width);
-        out.extend(gate.iter().zip(rest).map(|(gate, up)| gate / (1.0 + exp(-gate)) * up));
+/// `silu(gate) · up` for each row of `stride` values, which begins with `gate` and `up`; `out` has
+/// rows of `width`.
+pub(crate) struct SiluMul<'a> {
+    pub(crate) gate_up: &'a [f32],
+    pub(crate) stride: usize,
+    pub(crate) width: usize,
+    pub(crate) out: &'a mut [f32],
+}
+
+impl WithSimd for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let rows = self.gate_up.chunks_exact(self.stride);
+        for (row, out) in rows.zip(self.out.chunks_exact_mut(self.width)) {
+            let (gate, row) = row.split_at(self.width);
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(&row[..self.width]) {
+                *out = gate / (1.0 + exp(-gate)) * up;
+            }
+        }
     }
 }
 
 /// Turns scores into probabilities, in place. An empty slice stays empty.
 #[inline(always)]
 pub(crate) fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
+    let max = max(scores);
     for score in scores.iter_mut() {
         *score = exp(*score - max);
     }
-    for score in scores.iter() {
-        sum += score;
-    }
-    let scale = 1.0 / sum;
+    let scale = 1.0 / sum(scores);
     for score in scores.iter_mut() {
         *score *= scale;
     }
+}
+
+#[inline(always)]
+fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    let mut max = f32::NEG_INFINITY;
+    for value in lanes.iter().chain(rest) {
+        max = larger(max, *value);
+    }
+    max
+}
+
+#[inline(always)]
+fn sum(values: &[f32]) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += chunk[lane];
+        }
+    }
+    let mut sum = fold(lanes);
+    for value in rest {
+        sum += value;
+    }
+    sum
 }
 
 /// `e^x` to within 2 units in the last place; written so that a loop over it becomes vector code,
@@ -168,8 +233,9 @@ mod tests {
 
     #[test]
     fn a_norm_of_a_constant_row_is_its_weight() {
-        let mut out = Vec::new();
-        rms_norm(&[2.0, 2.0, -3.0, 3.0], &[1.0, 0.5], 0.0, &mut out);
+        let mut out = [0.0; 4];
+        let (x, weight) = (&[2.0, 2.0, -3.0, 3.0], &[1.0, 0.5]);
+        pulp::Arch::new().dispatch(RmsNorm { x, weight, eps: 0.0, out: &mut out });
         assert_eq!(out, [1.0, 0.5, -1.0, 0.5]);
     }
 

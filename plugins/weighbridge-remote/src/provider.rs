@@ -261,7 +261,7 @@ fn card(id: &str, server: &Server, options: &Options) -> ModelCard {
         Placement::Network { host: server.http.address().authority().to_owned() }
     };
     // Who holds the weights is not to be seen from here; a suite that knows says so.
-    let mut card = ModelCard::new(id, ID, Weights::Closed, placement);
+    let mut card = ModelCard::new(id, ID, Weights::Unknown, placement);
     card.n_ctx = options.n_ctx;
     card
 }

@@ -33,6 +33,8 @@ pub enum Cause {
     NoPairs,
     /// Too much, or too unevenly much, is missing.
     MissingAnswers,
+    /// Neither side got anything right: prompt, token limit or evaluator do not fit.
+    NobodyRight,
     /// Below [`MIN_PAIRS`] pairs.
     ReadingSheet,
     /// The interval reaches over the margin.
@@ -55,6 +57,8 @@ pub(super) struct Facts<'a> {
     pub(super) has_evaluator: bool,
     pub(super) n_pairs: usize,
     pub(super) n_rows: usize,
+    /// Every score on both sides is 0.
+    pub(super) nobody_right: bool,
     pub(super) failures: &'a Failures,
     pub(super) difference: Option<&'a Difference>,
     pub(super) missing: Option<&'a MissingAnalysis>,
@@ -81,6 +85,12 @@ pub(super) fn judge(facts: &Facts<'_>) -> Evidence {
         );
     };
     let n = facts.n_pairs;
+    if facts.nobody_right {
+        return not_proven(
+            Cause::NobodyRight,
+            format!("neither side got one of {n} samples right, so the scale is empty"),
+        );
+    }
     if n < MIN_PAIRS {
         return not_proven(
             Cause::ReadingSheet,
@@ -225,6 +235,7 @@ mod tests {
             has_evaluator: true,
             n_pairs,
             n_rows: n_pairs + failed as usize,
+            nobody_right: false,
             failures: &failures,
             difference: Some(difference),
             missing: None,

@@ -198,6 +198,7 @@ pub fn compare(
         has_evaluator,
         n_pairs: scored.len(),
         n_rows,
+        nobody_right: scored.mean_reference() == Some(0.0) && scored.mean_candidate() == Some(0.0),
         failures: &failures,
         difference: difference.as_ref(),
         missing: missing.as_ref(),

@@ -110,7 +110,7 @@ pub struct PromptTemplate {
 pub struct RequestSettings {
     /// Default 0.
     pub temperature: Option<f64>,
-    /// Default 512.
+    /// Default 512, or half of the smallest context of the suite's models.
     pub max_tokens: Option<u32>,
     /// Default: the model's own.
     pub top_p: Option<f64>,
@@ -126,7 +126,7 @@ pub struct RequestSettings {
     pub omit: Option<Vec<String>>,
 }
 
-/// Default of `request.max_tokens`.
+/// Default of `request.max_tokens`, unless the smallest context is below twice that.
 pub const DEFAULT_MAX_TOKENS: u32 = 512;
 
 impl RequestSettings {

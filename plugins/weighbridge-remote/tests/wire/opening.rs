@@ -85,7 +85,7 @@ fn a_model_need_not_be_named_where_there_is_one() {
     let card = backend.card();
     assert_eq!((card.id.as_str(), card.n_ctx), ("only", Some(512)));
     assert_eq!(card.placement, Placement::LocalServer { verified: true });
-    assert_eq!(card.weights, Weights::Closed);
+    assert_eq!(card.weights, Weights::Unknown);
     assert_eq!(player.seen()[0].head.lines().next(), Some("GET /v1/models HTTP/1.1"));
 
     let error = try_open(&listing(&["a", "b"]).url(), json!({})).unwrap_err();

@@ -77,6 +77,7 @@ fn weights(weights: Weights) -> &'static str {
     match weights {
         Weights::Open => "open",
         Weights::Closed => "closed",
+        Weights::Unknown => "not declared",
         Weights::StandIn => "stand-in: a demo model that plays a closed one",
         _ => "another kind",
     }

@@ -190,6 +190,7 @@ fn cause_text(cause: Cause) -> &'static str {
         Cause::NoPairs => "no sample has a score on both sides",
         Cause::MissingAnswers => "missing answers",
         Cause::ReadingSheet => "fewer pairs than a comparison needs",
+        Cause::NobodyRight => "nobody right",
         Cause::TooFewSamples => "too few samples",
     }
 }
