@@ -8,11 +8,12 @@ mod progress;
 mod serve;
 mod try_model;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use weighbridge::{Environment, Registry, Result, Secret, Secrets};
+use weighbridge::{Environment, Error, ErrorKind, Registry, Result, Secret, Secrets};
 
 /// A report was written, and the gate, if one was asked for, holds.
 const EXIT_OK: u8 = 0;
@@ -25,7 +26,7 @@ const EXIT_NO_REPORT: u8 = 3;
 
 /// Weigh open-weight against closed-weight models on your own workload.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -33,15 +34,25 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a suite, or a data file, and say what follows
+    /// Ask two or more models the same, compare the answers, and say which model to use
     Eval(eval::EvalArgs),
     /// Send one prompt to one model and stream the answer
     Try(try_model::TryArgs),
-    /// Serve a model over the OpenAI protocol on this machine
+    /// Serve a model to other programs on this machine, over OpenAI's Chat Completions
     Serve(serve::ServeArgs),
-    /// List what this program can open and how it can judge
+    /// List the kinds of models this program can open and the ways it can judge answers
     Plugins,
 }
+
+const EXAMPLES: &str = "\
+A model is named PROVIDER:LOCATION, as in candle:models/my-model or
+openai-compatible:http://127.0.0.1:8080/v1#my-model; `weighbridge plugins` lists the providers.
+
+Examples:
+  weighbridge try candle:models/my-model \"Hello\"
+  weighbridge eval --data questions.jsonl --current openai-compatible:http://127.0.0.1:8080/v1#m \\
+      --candidate candle:models/my-model
+  weighbridge eval suite.toml";
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -67,6 +78,17 @@ fn main() -> ExitCode {
         }
         // The panic's message is on standard error already.
         Err(_) => ExitCode::from(EXIT_NO_REPORT),
+    }
+}
+
+/// Prints to standard output. A reader that has gone away is no error: `head` has seen enough.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(ErrorKind::Io, "cannot write to standard output").with_source(e))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,27 +1,36 @@
 //! `weighbridge plugins`.
 
+use std::fmt::Write as _;
+
 use weighbridge::Result;
 
 pub(crate) fn run() -> Result<()> {
     let registry = crate::registry()?;
-    println!("providers");
+    let mut out = String::new();
+    let _ = writeln!(out, "providers: a model is named PROVIDER:LOCATION");
     for provider in registry.providers() {
         let info = provider.describe();
-        println!("  {:<18} {}", provider.id(), info.summary);
-        println!("  {:<18} {}:{}", "", provider.id(), info.location_help);
+        let _ = writeln!(out, "  {:<18} {}", provider.id(), info.summary);
+        let _ = writeln!(out, "  {:<18} location: {}", "", info.location_help);
         let options = info.option_schema.get("properties").and_then(|p| p.as_object());
         let names: Vec<_> = options.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         if !names.is_empty() {
-            println!("  {:<18} options: {}", "", names.join(", "));
+            let _ = writeln!(out, "  {:<18} options: {}", "", names.join(", "));
         }
     }
-    println!("evaluators");
+    let _ = writeln!(out, "evaluators: the `kind` of an [[evaluator]] in a suite");
     for factory in registry.evaluators() {
-        println!("  {:<18} {}", factory.id(), factory.summary());
+        let _ = writeln!(out, "  {:<18} {}", factory.id(), factory.summary());
+        let schema = factory.option_schema();
+        let options = schema.get("properties").and_then(|p| p.as_object());
+        let names: Vec<_> = options.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        if !names.is_empty() {
+            let _ = writeln!(out, "  {:<18} settings: {}", "", names.join(", "));
+        }
     }
-    println!("plugins");
+    let _ = writeln!(out, "plugins: where these come from");
     for plugin in registry.plugins() {
-        println!("  {:<18} {}", plugin.id, plugin.version);
+        let _ = writeln!(out, "  {:<18} {}", plugin.id, plugin.version);
     }
-    Ok(())
+    crate::print(&out)
 }

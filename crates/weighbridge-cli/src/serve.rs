@@ -1,6 +1,6 @@
 //! `weighbridge serve`.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::try_model::open;
 
 #[derive(Args)]
 pub(crate) struct ServeArgs {
-    /// The model, as PROVIDER:LOCATION
+    /// The model, as PROVIDER:LOCATION, for instance candle:models/my-model
     model: String,
     /// The name clients ask for; default: the model's own
     #[arg(long)]
@@ -26,7 +26,7 @@ pub(crate) struct ServeArgs {
     /// End when standard input closes, so that the server dies with whoever started it
     #[arg(long)]
     until_stdin_closes: bool,
-    /// Build no client that could reach the network
+    /// Open no outgoing connection: only models that run in this process
     #[arg(long)]
     offline: bool,
 }
@@ -40,8 +40,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     }
     let running = server.spawn(args.address)?;
     // A program that started this one reads the address from this line.
-    println!("serving http://{}/v1", running.addr());
-    let _ = std::io::stdout().flush();
+    crate::print(&format!("serving http://{}/v1\n", running.addr()))?;
     if args.until_stdin_closes {
         let mut rest = Vec::new();
         let _ = std::io::stdin().read_to_end(&mut rest);

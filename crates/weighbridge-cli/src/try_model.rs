@@ -1,6 +1,5 @@
 //! `weighbridge try`.
 
-use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -12,14 +11,15 @@ use weighbridge::{
 
 #[derive(Args)]
 pub(crate) struct TryArgs {
-    /// The model, as PROVIDER:LOCATION
+    /// The model, as PROVIDER:LOCATION, for instance candle:models/my-model or
+    /// openai-compatible:http://127.0.0.1:8080/v1#my-model
     model: String,
     /// The user message
     prompt: String,
-    /// Tokens at most
+    /// Tokens to generate at most
     #[arg(long, default_value_t = 256)]
     max_tokens: u32,
-    /// Build no client that could reach the network
+    /// Open no connection at all: only models that run in this process
     #[arg(long)]
     offline: bool,
 }
@@ -27,6 +27,7 @@ pub(crate) struct TryArgs {
 pub(crate) fn run(args: &TryArgs) -> Result<()> {
     let backend = open(&args.model, args.offline)?;
     let request = Request::user(&args.prompt).with_max_tokens(args.max_tokens);
+    let mut printed = Ok(());
     let mut sink = |event: Event<'_>| {
         if let Event::Text(text) = event {
             // What a model says must not steer the terminal.
@@ -34,13 +35,16 @@ pub(crate) fn run(args: &TryArgs) -> Result<()> {
                 .chars()
                 .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
                 .collect();
-            print!("{text}");
-            let _ = std::io::stdout().flush();
+            printed = crate::print(&text);
         }
-        ControlFlow::Continue(())
+        match printed {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
     };
     let completion = block_on(backend.generate(&request, &mut sink))?;
-    println!();
+    printed?;
+    crate::print("\n")?;
     eprintln!(
         "[{}, {} prompt and {} generated tokens, {:.0} ms]",
         completion.stop_reason.as_str(),

@@ -13,7 +13,7 @@ use weighbridge_core::{
 
 use crate::data::{Dataset, Row, load};
 use crate::prompt::Prompter;
-use crate::recorded::EXTRA_KEY;
+use crate::recorded::{self, EXTRA_KEY};
 use crate::suite::{Candidate, DEFAULT_MAX_TOKENS, RequestSettings, Suite};
 
 /// Calls at once where the suite does not say.
@@ -117,6 +117,8 @@ pub struct Arm {
     /// Calls at once.
     pub concurrency: u32,
     pub(crate) prompter: Prompter,
+    /// SHA-256 of the file that recorded answers come from.
+    pub(crate) recorded_sha256: Option<String>,
 }
 
 impl Arm {
@@ -189,7 +191,8 @@ pub struct Plan {
     pub arms: Vec<Arm>,
     /// The evaluators, in suite order; the first one decides.
     pub evaluators: Vec<(String, Box<dyn Evaluator>)>,
-    /// Everything that may change an answer, as kept in the run log.
+    /// The whole configuration, as kept in the run log. What may change an answer or its score
+    /// stands under `identity`.
     pub configuration: Value,
     /// What left the process since the models were opened.
     pub ledger: Arc<Ledger>,
@@ -207,7 +210,7 @@ impl Plan {
         let ledger = Arc::new(Ledger::default());
         let mut arms = Vec::new();
         for candidate in &suite.candidates {
-            let arm = open_arm(&suite, candidate, environment, &ledger).map_err(|e| {
+            let arm = open_arm(&suite, &dataset, candidate, environment, &ledger).map_err(|e| {
                 let kind = e.kind();
                 Error::new(kind, format!("candidate `{}`: {}", candidate.name, e.report()))
                     .with_retry(e.retry())
@@ -222,9 +225,10 @@ impl Plan {
         Ok(Self { suite, dataset, arms, evaluators, configuration, ledger })
     }
 
-    /// Hash of everything that may change an answer; a resume with another one is refused.
+    /// Hash of everything that may change an answer or its score; a resume with another one is
+    /// refused. Prices, limits of time and money, and the decision may change.
     pub fn configuration_hash(&self) -> crate::runlog::Digest {
-        crate::runlog::Digest::of(self.configuration.to_string().as_bytes())
+        crate::runlog::Digest::of(self.configuration["identity"].to_string().as_bytes())
     }
 
     /// The arm of that candidate.
@@ -296,6 +300,12 @@ impl Plan {
             r.spend_cap_usd,
             if r.offline { "offline" } else { "network allowed" },
         ));
+        // A verified server on this machine costs nothing that a price could tell.
+        let unpriced =
+            self.arms.iter().filter(|arm| !arm.is_local() && arm.candidate.price.is_none());
+        for arm in unpriced {
+            line(format!("spend cap does not cover {}: no price", arm.candidate.name));
+        }
         line(format!(
             "decision  at most {} points lost, confidence {} %",
             suite.decision.margin_points,
@@ -467,6 +477,7 @@ fn check_controls(suite: &Suite, dataset: &Dataset) -> Result<()> {
 
 fn open_arm(
     suite: &Suite,
+    dataset: &Dataset,
     candidate: &Candidate,
     environment: &Environment,
     ledger: &Arc<Ledger>,
@@ -483,8 +494,13 @@ fn open_arm(
         ));
     }
     let base_dir: PathBuf = suite.base_dir.clone();
+    let is_recorded = model.provider == EXTRA_KEY;
+    let options = match is_recorded {
+        true => recorded::join_options(&suite.data, &candidate.options)?,
+        false => candidate.options.clone(),
+    };
     let mut context = OpenContext::new()
-        .with_options(candidate.options.clone())
+        .with_options(options)
         .with_base_dir(base_dir)
         .with_secrets(Arc::clone(&environment.secrets));
     // A provider that does not say it reaches out is never given the means to.
@@ -493,6 +509,13 @@ fn open_arm(
         context = context.with_egress(Egress::grant(EgressScope::Network, ledger));
     }
     let backend = block_on(provider.open(&model, &context))?;
+    let recorded_sha256 = match is_recorded {
+        true => {
+            let ids = dataset.rows.iter().map(|row| row.sample.id.as_str());
+            Some(recorded::check_join(&model, &context, ids)?)
+        }
+        false => None,
+    };
     let mut card = backend.card().clone();
     if let Some(weights) = candidate.weights {
         card.weights = weights;
@@ -521,6 +544,7 @@ fn open_arm(
         is_tuned,
         concurrency,
         prompter,
+        recorded_sha256,
     })
 }
 
@@ -565,23 +589,42 @@ fn configuration(
     let arms: Vec<Value> = arms
         .iter()
         .map(|arm| {
+            let mut card = arm.card.clone();
+            // Words to be shown.
+            card.license = None;
             json!({
                 "name": arm.candidate.name,
-                "card": arm.card,
+                "model": arm.candidate.model,
+                "options": arm.candidate.options,
+                "card": card,
                 "settings": arm.settings,
                 "prompt_sha256": arm.prompter.sha256,
+                "recorded_sha256": arm.recorded_sha256,
             })
         })
         .collect();
     let evaluators: Vec<Value> = evaluators
         .iter()
-        .map(|(name, e)| json!({"name": name, "id": e.id(), "version": e.version()}))
+        .zip(&suite.evaluators)
+        .map(|((name, e), spec)| {
+            json!({
+                "name": name,
+                "id": e.id(),
+                "version": e.version(),
+                "options": spec.options,
+            })
+        })
         .collect();
     json!({
+        "identity": {
+            "data": suite.data,
+            "data_sha256": dataset.sha256,
+            "arms": arms,
+            "evaluators": evaluators,
+            "repeats": suite.run.repeats,
+            "offline": suite.run.offline,
+        },
         "suite": suite,
-        "data_sha256": dataset.sha256,
-        "arms": arms,
-        "evaluators": evaluators,
         "weighbridge": env!("CARGO_PKG_VERSION"),
     })
 }

@@ -100,10 +100,59 @@ impl Scores {
         &self.judged[evaluator_idx][arm_idx][row_idx]
     }
 
+    /// What is known of one row's score.
+    pub(crate) fn row(&self, evaluator_idx: usize, arm_idx: usize, row_idx: usize) -> RowScore {
+        RowScore::of(self.of(evaluator_idx, arm_idx, row_idx))
+    }
+
     /// Mean score per row over its repeats, `None` where no repeat has one. Repeats never multiply
     /// the number of samples.
     pub fn per_row(&self, evaluator_idx: usize, arm_idx: usize) -> Vec<Option<f64>> {
         self.judged[evaluator_idx][arm_idx].iter().map(|repeats| mean_of(repeats)).collect()
+    }
+}
+
+/// What is known of the score of one row, averaged over its repeats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum RowScore {
+    /// Held back on purpose: outside of what is compared.
+    Withheld,
+    /// Answered, and nothing says what would be right: outside of what is compared.
+    Unscored,
+    /// Some or all repeats have a score.
+    Known {
+        /// Mean over the repeats with a score; `None` if there is none.
+        available: Option<f64>,
+        /// Mean with every missing repeat as wrong.
+        low: f64,
+        /// Mean with every missing repeat as right.
+        high: f64,
+        /// Repeats without an answer.
+        n_missing: usize,
+        /// All repeats.
+        n_repeats: usize,
+    },
+}
+
+impl RowScore {
+    fn of(repeats: &[Judged]) -> Self {
+        let withheld = Outcome::Withheld.as_str();
+        if repeats.iter().any(|j| matches!(j, Judged::Missing(why) if why == withheld)) {
+            return Self::Withheld;
+        }
+        if repeats.iter().any(|j| matches!(j, Judged::Unscored(_))) {
+            return Self::Unscored;
+        }
+        let n_missing = repeats.iter().filter(|j| matches!(j, Judged::Missing(_))).count();
+        let sum: f64 = repeats.iter().filter_map(Judged::value).sum();
+        let n = repeats.len().max(1) as f64;
+        Self::Known {
+            available: mean_of(repeats),
+            low: sum / n,
+            high: (sum + n_missing as f64) / n,
+            n_missing,
+            n_repeats: repeats.len(),
+        }
     }
 }
 
@@ -143,5 +192,17 @@ mod tests {
         let score = |v| Judged::Score(Score::new(v));
         assert_eq!(mean_of(&[score(1.0), score(0.0), Judged::Missing("x".into())]), Some(0.5));
         assert_eq!(mean_of(&[Judged::Missing("x".into())]), None);
+        assert_eq!(
+            RowScore::of(&[score(1.0), Judged::Missing("cut_stream".into())]),
+            RowScore::Known {
+                available: Some(1.0),
+                low: 0.5,
+                high: 1.0,
+                n_missing: 1,
+                n_repeats: 2
+            }
+        );
+        assert_eq!(RowScore::of(&[Judged::Missing("withheld".into())]), RowScore::Withheld);
+        assert_eq!(RowScore::of(&[Judged::Unscored("x".into())]), RowScore::Unscored);
     }
 }

@@ -1,10 +1,12 @@
 //! From evidence to action. The burden of proof lies on change.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use weighbridge_core::{Placement, Weights};
 
 use crate::compare::{Cause, Comparison, EvidenceKind, SliceFinding};
-use crate::report::{CandidateReport, ControlReport, Report};
+use crate::report::{CandidateReport, ControlReport, ControlResult, Report};
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,44 +80,38 @@ const LATENCY_RATIO: f64 = 1.5;
 pub fn judge(report: &Report) -> Verdict {
     let current = report.candidates.iter().find(|c| c.is_current);
     let current_name = current.map_or(String::new(), |c| c.name.clone());
-    if let Some(failed) = report.controls.iter().find(|c| !c.passed) {
+    if let Some(failed) = report.controls.iter().find(|c| c.result == ControlResult::Failed) {
         return broken_scale(&current_name, failed);
     }
-    let best = report.comparisons.iter().max_by(|a, b| {
-        let key = |c: &Comparison| {
-            let gap = c.difference.as_ref().map_or(f64::NEG_INFINITY, |d| d.points);
-            (rank(c.evidence.kind), gap)
-        };
-        let (a, b) = (key(a), key(b));
-        a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+    let verdicts = report.comparisons.iter().filter_map(|comparison| {
+        let challenger = report.candidates.iter().find(|c| c.name == comparison.candidate)?;
+        let gap = comparison.difference.as_ref().map_or(f64::NEG_INFINITY, |d| d.points);
+        Some((decide(comparison, current?, challenger), gap))
     });
-    let (Some(comparison), Some(current)) = (best, current) else {
-        return Verdict {
-            action: Action::NotEnoughEvidence,
-            current: current_name.clone(),
-            challenger: None,
-            slices: Vec::new(),
-            sentence: format!(
-                "Nothing to compare {current_name} with: the suite has no other candidate."
-            ),
-            axes: Vec::new(),
-            next: "add a second [[candidate]] to the suite".to_owned(),
-        };
-    };
-    let challenger = report
-        .candidates
-        .iter()
-        .find(|c| c.name == comparison.candidate)
-        .expect("comparisons are between candidates of the report");
-    decide(report, comparison, current, challenger)
+    // The most useful action; among equals the challenger that scored best.
+    let best = verdicts.max_by(|(a, gap_a), (b, gap_b)| {
+        rank(a.action).cmp(&rank(b.action)).then(gap_a.total_cmp(gap_b))
+    });
+    best.map(|(verdict, _)| verdict).unwrap_or_else(|| Verdict {
+        action: Action::NotEnoughEvidence,
+        current: current_name.clone(),
+        challenger: None,
+        slices: Vec::new(),
+        sentence: format!(
+            "Nothing to compare {current_name} with: the suite has no other candidate."
+        ),
+        axes: Vec::new(),
+        next: "add a second [[candidate]] to the suite".to_owned(),
+    })
 }
 
-fn rank(kind: EvidenceKind) -> u8 {
-    match kind {
-        EvidenceKind::Better => 3,
-        EvidenceKind::NonInferior => 2,
-        EvidenceKind::NotProven => 1,
-        EvidenceKind::Worse => 0,
+fn rank(action: Action) -> u8 {
+    match action {
+        Action::Switch => 4,
+        Action::Hybrid => 3,
+        Action::Pilot => 2,
+        Action::Stay => 1,
+        Action::NotEnoughEvidence => 0,
     }
 }
 
@@ -143,85 +139,95 @@ struct Gains {
 }
 
 fn gains(current: &CandidateReport, challenger: &CandidateReport) -> Gains {
+    let fixed = |c: &CandidateReport| c.price.as_ref().map_or(0.0, |p| p.fixed_per_month);
     let cheaper = match (&current.cost, &challenger.cost) {
-        (Some(a), Some(b)) => Some(b.per_call_usd < a.per_call_usd),
+        (Some(a), Some(b)) => match (a.per_month_usd, b.per_month_usd) {
+            (Some(a), Some(b)) => Some(b < a),
+            // What is paid whatever is used cannot be shared out without a volume.
+            _ if fixed(current) > 0.0 || fixed(challenger) > 0.0 => None,
+            _ => Some(b.per_call_usd < a.per_call_usd),
+        },
         _ => None,
     };
-    let leaves = |c: &CandidateReport| {
-        !matches!(c.card.placement, Placement::InProcess | Placement::Recorded)
-    };
-    Gains { cheaper, stays_here: leaves(current) && !leaves(challenger) }
+    Gains {
+        cheaper,
+        stays_here: leaves(current) == Some(true) && leaves(challenger) == Some(false),
+    }
+}
+
+/// Whether prompts leave this machine; `None` where that is not known.
+fn leaves(c: &CandidateReport) -> Option<bool> {
+    match (&c.card.placement, c.card.weights) {
+        // Whoever has closed weights ran them elsewhere.
+        (Placement::Recorded, Weights::Closed) => Some(true),
+        (Placement::Recorded, _) => None,
+        (placement, _) => Some(!placement.is_local()),
+    }
 }
 
 fn decide(
-    report: &Report,
     comparison: &Comparison,
     current: &CandidateReport,
     challenger: &CandidateReport,
 ) -> Verdict {
     let gains = gains(current, challenger);
     let evidence = &comparison.evidence;
-    let worse_slices = slices_of(comparison, &[SliceFinding::Worse]);
-    let good = slices_of(comparison, &[SliceFinding::NonInferior, SliceFinding::Better]);
-    let share = share_of(comparison, &good, report.data.n_samples);
+    let has_worse = comparison.slices.iter().any(|s| s.finding == SliceFinding::Worse);
+    let (good, share) = routable(comparison);
     let (from, to) = (&current.name, &challenger.name);
     let has_gain = gains.stays_here || gains.cheaper == Some(true);
-    let action = match evidence.kind {
-        EvidenceKind::Better if worse_slices.is_empty() => Action::Switch,
-        EvidenceKind::NonInferior if worse_slices.is_empty() && has_gain => Action::Switch,
-        EvidenceKind::NonInferior if worse_slices.is_empty() => Action::Stay,
-        EvidenceKind::Better | EvidenceKind::NonInferior => Action::Hybrid,
-        EvidenceKind::Worse | EvidenceKind::NotProven
-            if !good.is_empty() && share >= MIN_HYBRID_SHARE && has_gain =>
-        {
-            Action::Hybrid
-        }
-        EvidenceKind::Worse => Action::Stay,
-        EvidenceKind::NotProven => match evidence.cause {
-            Some(Cause::TooFewSamples)
-                if comparison.difference.as_ref().is_some_and(|d| d.points >= 0.0) =>
-            {
-                Action::Pilot
-            }
-            Some(Cause::TooFewSamples) => Action::Stay,
-            _ => Action::NotEnoughEvidence,
-        },
+    let is_good_enough = matches!(evidence.kind, EvidenceKind::Better | EvidenceKind::NonInferior);
+    let gains_quality = evidence.kind == EvidenceKind::Better
+        || comparison
+            .slices
+            .iter()
+            .any(|s| good.contains(&s.slice) && s.finding == SliceFinding::Better);
+    // A hybrid sends only slices there that are proven good enough, where that is worth something.
+    let can_split = share >= MIN_HYBRID_SHARE
+        && (has_gain || gains_quality)
+        && matches!(evidence.cause, None | Some(Cause::TooFewSamples));
+    let looks_better = comparison.difference.as_ref().is_some_and(|d| d.points >= 0.0);
+    let action = match (evidence.kind, evidence.cause) {
+        (EvidenceKind::Better, _) if !has_worse => Action::Switch,
+        (EvidenceKind::NonInferior, _) if !has_worse && has_gain => Action::Switch,
+        (EvidenceKind::NonInferior, _) if !has_worse => Action::Stay,
+        _ if can_split => Action::Hybrid,
+        (EvidenceKind::NotProven, Some(Cause::TooFewSamples)) if looks_better => Action::Pilot,
+        (EvidenceKind::NotProven, Some(Cause::TooFewSamples)) => Action::Stay,
+        (EvidenceKind::NotProven, _) => Action::NotEnoughEvidence,
+        _ => Action::Stay,
     };
     let seen = &evidence.sentence;
-    let sentence = match action {
+    let mut sentence = match action {
         Action::Switch => format!("Switch from {from} to {to}: {seen}."),
-        Action::Hybrid => {
-            let slices = match worse_slices.is_empty() {
-                true => good.join(", "),
-                false => format!("everything but {}", worse_slices.join(", ")),
-            };
-            format!(
-                "Run a hybrid: {to} for {slices}, {from} for the rest. Over all, {to} was {seen}. \
-                 The slices were chosen on these samples: confirm them on new ones."
-            )
-        }
+        Action::Hybrid => format!(
+            "Run a hybrid: {to} for {}, {from} for the rest. Over all, {to} was {seen}. The slices \
+             were chosen on these samples: confirm them on new ones.",
+            good.join(", ")
+        ),
         Action::Pilot => {
             format!("Pilot {to} beside {from}; not proven either way. {to} was {seen}.")
         }
         Action::Stay if evidence.kind == EvidenceKind::NotProven => {
             format!("Stay with {from} for now; not proven either way. {to} was {seen}.")
         }
-        Action::Stay if evidence.kind == EvidenceKind::NonInferior => format!(
+        Action::Stay if is_good_enough && has_worse => {
+            let worse = slices_of(comparison, SliceFinding::Worse).join(", ");
+            format!("Stay with {from}: {to} was {seen}, but worse on {worse}.")
+        }
+        Action::Stay if is_good_enough => format!(
             "Stay with {from}: {to} is good enough ({seen}), but neither cheaper nor more private."
         ),
         Action::Stay => format!("Stay with {from}: {to} was {seen}."),
         Action::NotEnoughEvidence => format!("Not enough evidence to leave {from}: {seen}."),
     };
-    let slices = match (action, worse_slices.is_empty()) {
-        (Action::Hybrid, true) => good,
-        (Action::Hybrid, false) => comparison
-            .slices
-            .iter()
-            .map(|s| s.slice.clone())
-            .filter(|s| !worse_slices.contains(s))
-            .collect(),
-        _ => Vec::new(),
-    };
+    if comparison.n_withheld > 0 {
+        sentence += &format!(
+            " {} sensitive samples that one side must not see are outside of this.",
+            comparison.n_withheld
+        );
+    }
+    let slices = if action == Action::Hybrid { good } else { Vec::new() };
     Verdict {
         action,
         current: from.clone(),
@@ -233,24 +239,28 @@ fn decide(
     }
 }
 
-fn slices_of(comparison: &Comparison, wanted: &[SliceFinding]) -> Vec<String> {
-    comparison
-        .slices
-        .iter()
-        .filter(|s| wanted.contains(&s.finding))
-        .map(|s| s.slice.clone())
-        .collect()
+fn slices_of(comparison: &Comparison, wanted: SliceFinding) -> Vec<String> {
+    let slices = comparison.slices.iter().filter(|s| s.finding == wanted);
+    slices.map(|s| s.slice.clone()).collect()
 }
 
-/// The largest share of the samples that slices of one column cover.
-fn share_of(comparison: &Comparison, slices: &[String], n_samples: usize) -> f64 {
-    let column = |s: &str| s.split('=').next().unwrap_or("").to_owned();
-    let mut per_column = std::collections::BTreeMap::<String, u64>::new();
-    for slice in comparison.slices.iter().filter(|s| slices.contains(&s.slice)) {
-        *per_column.entry(column(&slice.slice)).or_default() += slice.n_pairs;
+/// Slices proven good enough, of the one column in which they cover most, and the share of that
+/// column's samples that they cover. Slices of different columns overlap and cannot be mixed.
+fn routable(comparison: &Comparison) -> (Vec<String>, f64) {
+    let mut columns: BTreeMap<&str, (Vec<String>, u64, u64)> = BTreeMap::new();
+    for slice in &comparison.slices {
+        let column = slice.slice.split('=').next().unwrap_or("");
+        let (good, n_good, n_all) = columns.entry(column).or_default();
+        *n_all += slice.n_pairs;
+        if matches!(slice.finding, SliceFinding::NonInferior | SliceFinding::Better) {
+            good.push(slice.slice.clone());
+            *n_good += slice.n_pairs;
+        }
     }
-    let most = per_column.values().max().copied().unwrap_or(0);
-    if n_samples == 0 { 0.0 } else { most as f64 / n_samples as f64 }
+    let best = columns.into_values().max_by_key(|(_, n_good, _)| *n_good);
+    best.map_or((Vec::new(), 0.0), |(good, n_good, n_all)| {
+        (good, n_good as f64 / (n_all as f64).max(1.0))
+    })
 }
 
 fn axes(
@@ -424,6 +434,9 @@ fn next_step(action: Action, cause: Option<Cause>, comparison: &Comparison) -> S
         }
         (_, Some(Cause::NobodyRight)) => {
             "read some answers in report.html, then mend prompt, max_tokens or evaluator".to_owned()
+        }
+        (_, Some(Cause::TooFewClusters)) => {
+            "collect samples of more clusters, and run again".to_owned()
         }
         (_, Some(Cause::ReadingSheet)) => "collect at least 30 samples and run again".to_owned(),
         (Action::Stay | Action::Pilot, Some(Cause::TooFewSamples)) => {

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use weighbridge::report::Report;
+use weighbridge::compare::Cause;
+use weighbridge::report::{ControlResult, Report};
 use weighbridge::verdict::Action;
 use weighbridge::{
     Backend, Capabilities, Completion, Environment, Error, ErrorKind, Evaluation, EventSink,
@@ -137,7 +138,21 @@ fn down(_: &str, _: u32) -> Result<Completion> {
     Err(Error::new(ErrorKind::Transport, "nothing listens there"))
 }
 
-const SCRIPTS: [(&str, Script); 6] = [
+fn wrong_on_odd(prompt: &str, n: u32) -> Result<Completion> {
+    if number(prompt) % 2 == 1 { ok("no idea") } else { right(prompt, n) }
+}
+
+/// Fails every other time it is asked the same.
+fn fails_on_repeats(prompt: &str, n: u32) -> Result<Completion> {
+    match n % 2 {
+        1 => Err(Error::new(ErrorKind::Truncated, "the stream ended early")),
+        _ => right(prompt, n),
+    }
+}
+
+const SCRIPTS: [(&str, Script); 8] = [
+    ("odd", wrong_on_odd),
+    ("flaky", fails_on_repeats),
     ("right", right),
     ("third", wrong_every_third),
     ("tenth", fails_every_tenth),
@@ -315,6 +330,52 @@ fn sensitive_samples_never_reach_a_model_elsewhere() {
     // 55 to the far model, 60 to the local one.
     assert_eq!(bench.witness.n_calls(), 115);
     assert_eq!(report.comparisons[0].failures.only_reference, 0);
+    // What one side must not see is outside of the comparison, and does not forbid it.
+    assert_eq!(report.comparisons[0].n_withheld, 5);
+    assert_eq!(report.verdict.action, Action::Stay, "{}", report.verdict.sentence);
+    assert!(report.verdict.sentence.contains("5 sensitive samples"), "{}", report.verdict.sentence);
+}
+
+#[test]
+fn a_hybrid_sends_only_slices_that_are_proven_good_enough() {
+    let report = Bench::new(400).run("far", "odd", "").unwrap();
+    assert_eq!(report.verdict.action, Action::Hybrid, "{}", report.verdict.sentence);
+    assert_eq!(report.verdict.slices, ["half=even"]);
+    // Without a gain there is nothing to split for.
+    let report = Bench::new(400).run("right", "odd", "").unwrap();
+    assert_eq!(report.verdict.action, Action::Stay, "{}", report.verdict.sentence);
+}
+
+#[test]
+fn failed_repeats_are_counted_although_another_repeat_has_a_score() {
+    let report = Bench::new(50).run("far", "flaky", "[run]\nrepeats = 2\n").unwrap();
+    let comparison = &report.comparisons[0];
+    assert_eq!(comparison.n_pairs, 50);
+    assert_eq!(comparison.failures.only_candidate, 50);
+    assert_eq!(comparison.evidence.cause, Some(Cause::MissingAnswers));
+    assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
+}
+
+#[test]
+fn several_challengers_share_the_error_rate() {
+    let bench = Bench::new(200);
+    let extra = "[[candidate]]\nname = \"second\"\nmodel = \"scripted:busy\"\n";
+    let report = bench.run("far", "third", extra).unwrap();
+    let levels: Vec<f64> =
+        report.comparisons.iter().map(|c| c.difference.as_ref().unwrap().interval.level).collect();
+    assert!(levels.iter().all(|level| (level - 0.975).abs() < 1e-12), "{levels:?}");
+    assert_eq!(report.verdict.challenger.as_deref(), Some("second"));
+    assert_eq!(report.verdict.action, Action::Switch, "{}", report.verdict.sentence);
+}
+
+#[test]
+fn a_control_that_cannot_be_decided_does_not_break_the_scale() {
+    let control = "[[candidate]]\nname = \"c\"\nmodel = \"scripted:third\"\ncontrol_only = true\n\
+                   [[control]]\nname = \"damaged\"\nreference = \"right\"\ncandidate = \"c\"\n\
+                   expect = \"refuse_switch\"\n";
+    let report = Bench::new(20).run("right", "third", control).unwrap();
+    assert_eq!(report.controls[0].result, ControlResult::NotDecidable);
+    assert!(report.verdict.sentence.contains("reading sheet"), "{}", report.verdict.sentence);
 }
 
 #[test]
@@ -435,12 +496,12 @@ fn a_failed_control_takes_the_verdict_away() {
                    expect = \"no_difference\"\n";
     let bench = Bench::new(60);
     let report = bench.run("right", "third", control).unwrap();
-    assert!(!report.controls[0].passed);
+    assert_eq!(report.controls[0].result, ControlResult::Failed);
     assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
     assert!(report.verdict.sentence.contains("cannot be trusted"));
     let holds = control.replace("no_difference", "refuse_switch");
     let report = bench.run("right", "third", &holds).unwrap();
-    assert!(report.controls[0].passed);
+    assert_eq!(report.controls[0].result, ControlResult::AsExpected);
     assert_eq!(report.verdict.action, Action::Stay);
 }
 

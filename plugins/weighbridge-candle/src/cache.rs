@@ -1,6 +1,8 @@
 //! Keys and values of one sequence.
 
-/// Positions by which a cache grows: growth copies, so not one by one.
+use crate::ops::LANES;
+
+/// Positions by which a cache grows: growth copies, so not one by one. A multiple of [`LANES`].
 const STEP: usize = 256;
 
 /// What one position needs.
@@ -14,7 +16,13 @@ pub(crate) struct CacheShape {
 impl CacheShape {
     /// Bytes of one position.
     pub(crate) fn n_bytes(self) -> usize {
-        2 * self.n_layers * self.n_kv_heads * self.head_dim * size_of::<f32>()
+        let width = self.head_dim + self.value_width();
+        self.n_layers * self.n_kv_heads * width * size_of::<f32>()
+    }
+
+    /// Width of a value: whole tiles.
+    pub(crate) fn value_width(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
     }
 }
 
@@ -26,11 +34,52 @@ pub(crate) struct Cache {
     len: usize,
 }
 
-/// Keys and values of one layer, contiguous per head.
+/// Keys and values of one layer. Keys lie in blocks of positions, so that the scores of a block are
+/// sums over its rows, and values are filled up to whole tiles.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
-    pub(crate) keys: Vec<Vec<f32>>, // (n_kv_heads, n_positions, head_dim)
-    pub(crate) values: Vec<Vec<f32>>, // (n_kv_heads, n_positions, head_dim)
+    pub(crate) keys: Vec<Vec<f32>>, // (n_kv_heads, n_blocks, head_dim, LANES)
+    pub(crate) values: Vec<Vec<f32>>, // (n_kv_heads, n_positions, value_width)
+    shape: CacheShape,
+}
+
+impl LayerCache {
+    /// Writes key and value of a position that there is room for.
+    pub(crate) fn set(&mut self, head: usize, position: usize, key: &[f32], value: &[f32]) {
+        let CacheShape { head_dim, .. } = self.shape;
+        let block = position / LANES * head_dim * LANES;
+        let rows = self.keys[head][block..].chunks_exact_mut(LANES);
+        for (row, key) in rows.zip(key) {
+            row[position % LANES] = *key;
+        }
+        let start = position * self.shape.value_width();
+        self.values[head][start..start + head_dim].copy_from_slice(value);
+    }
+
+    /// Sets the number of positions there is room for; grows in steps.
+    fn resize(&mut self, n_positions: usize) {
+        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+        let n_key_positions = n_positions.next_multiple_of(LANES);
+        for keys in &mut self.keys {
+            fit(keys, n_key_positions * head_dim, STEP * head_dim);
+        }
+        for values in &mut self.values {
+            fit(values, n_positions * value_width, STEP * value_width);
+        }
+    }
+}
+
+/// Sets a length, with a capacity that is a multiple of `step`; gives back what would stay unused.
+fn fit(rows: &mut Vec<f32>, len: usize, step: usize) {
+    let n_wanted = len.next_multiple_of(step);
+    rows.truncate(len);
+    if rows.capacity() > n_wanted + step {
+        rows.shrink_to(n_wanted);
+    }
+    if rows.capacity() < len {
+        rows.reserve_exact(n_wanted - rows.len());
+    }
+    rows.resize(len, 0.0);
 }
 
 impl Cache {
@@ -49,23 +98,19 @@ impl Cache {
         self.len = len;
     }
 
-    /// A layer, cut to the filled positions and with room for `n_new` more.
-    ///
-    /// What a failed computation left behind [`Cache::len`] is thrown away here.
+    /// A layer with room for `n_new` positions after the filled ones.
     pub(crate) fn layer(&mut self, layer_idx: usize, n_new: usize) -> &mut LayerCache {
-        let CacheShape { n_layers, n_kv_heads, head_dim } = self.shape;
+        let shape = self.shape;
         if self.layers.is_empty() {
-            let rows = || vec![Vec::new(); n_kv_heads];
-            self.layers.resize_with(n_layers, || LayerCache { keys: rows(), values: rows() });
+            let rows = || vec![Vec::new(); shape.n_kv_heads];
+            self.layers.resize_with(shape.n_layers, || LayerCache {
+                keys: rows(),
+                values: rows(),
+                shape,
+            });
         }
-        let n_needed = self.len + n_new;
         let layer = &mut self.layers[layer_idx];
-        for rows in layer.keys.iter_mut().chain(&mut layer.values) {
-            rows.truncate(self.len * head_dim);
-            if rows.capacity() < n_needed * head_dim {
-                rows.reserve_exact(n_needed.next_multiple_of(STEP) * head_dim - rows.len());
-            }
-        }
+        layer.resize(self.len + n_new);
         layer
     }
 
@@ -79,15 +124,8 @@ impl Cache {
             self.layers = Vec::new();
             return;
         }
-        let head_dim = self.shape.head_dim;
-        let n_kept = len.next_multiple_of(STEP) * head_dim;
         for layer in &mut self.layers {
-            for rows in layer.keys.iter_mut().chain(&mut layer.values) {
-                rows.truncate(len * head_dim);
-                if rows.capacity() > n_kept + STEP * head_dim {
-                    rows.shrink_to(n_kept);
-                }
-            }
+            layer.resize(len);
         }
     }
 
@@ -97,15 +135,19 @@ impl Cache {
         if len == 0 {
             return Self::new(self.shape);
         }
-        let head_dim = self.shape.head_dim;
-        let copy = |rows: &Vec<f32>| {
-            let mut copy = Vec::with_capacity(len.next_multiple_of(STEP) * head_dim);
-            copy.extend_from_slice(&rows[..len * head_dim]);
+        let copy = |rows: &Vec<f32>, len: usize, step: usize| {
+            let mut copy = Vec::with_capacity(len.next_multiple_of(step));
+            copy.extend_from_slice(&rows[..len]);
             copy
         };
+        let (head_dim, width) = (self.shape.head_dim, self.shape.value_width());
+        let n_keys = len.next_multiple_of(LANES) * head_dim;
+        let keys = |rows: &Vec<f32>| copy(rows, n_keys, STEP * head_dim);
+        let values = |rows: &Vec<f32>| copy(rows, len * width, STEP * width);
         let layers = self.layers.iter().map(|layer| LayerCache {
-            keys: layer.keys.iter().map(copy).collect(),
-            values: layer.values.iter().map(copy).collect(),
+            keys: layer.keys.iter().map(keys).collect(),
+            values: layer.values.iter().map(values).collect(),
+            shape: self.shape,
         });
         Self { shape: self.shape, layers: layers.collect(), len }
     }
@@ -123,10 +165,7 @@ mod tests {
     fn fill(cache: &mut Cache, n_new: usize) {
         let shape = cache.shape;
         for layer_idx in 0..shape.n_layers {
-            let layer = cache.layer(layer_idx, n_new);
-            for rows in layer.keys.iter_mut().chain(&mut layer.values) {
-                rows.extend(std::iter::repeat_n(1.0, n_new * shape.head_dim));
-            }
+            cache.layer(layer_idx, n_new);
         }
         cache.set_len(cache.len() + n_new);
     }
@@ -151,10 +190,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_feed_left_is_thrown_away() {
-        let mut cache = Cache::new(CacheShape { n_layers: 1, n_kv_heads: 1, head_dim: 2 });
-        cache.layer(0, 3).keys[0].extend([9.0; 6]);
-        assert_eq!(cache.len(), 0);
-        assert!(cache.layer(0, 3).keys[0].is_empty());
+    fn keys_lie_across_and_values_along() {
+        let shape = CacheShape { n_layers: 1, n_kv_heads: 2, head_dim: 3 };
+        let mut cache = Cache::new(shape);
+        let layer = cache.layer(0, 20);
+        layer.set(1, 17, &[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0]);
+        assert_eq!(layer.keys[1].len(), 2 * 3 * LANES);
+        let at = |row: usize| (3 + row) * LANES + 1;
+        assert_eq!([0, 1, 2].map(|row| layer.keys[1][at(row)]), [1.0, 2.0, 3.0]);
+        assert_eq!(layer.values[1][17 * LANES..][..4], [4.0, 5.0, 6.0, 0.0]);
+        cache.set_len(20);
+        let fork = cache.fork(18);
+        assert_eq!(fork.layers[0].keys[1][at(2)], 3.0);
+        assert_eq!(fork.layers[0].values[1].len(), 18 * LANES);
     }
 }

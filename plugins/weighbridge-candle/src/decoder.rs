@@ -172,7 +172,7 @@ impl Decoder {
             let n_rows = |(part, first): (&Part<'_>, &usize)| part.tokens.len() - first;
             let n_out: usize = parts.iter().zip(firsts).map(n_rows).sum();
             let mut attended = vec![0f32; n_out * q_width];
-            let mut queries = Vec::new();
+            let (mut queries, mut key) = (Vec::new(), vec![0f32; head_dim]);
             let (mut rest, mut out) = (qkv, attended.as_mut_slice());
             for (part, first) in parts.iter().zip(firsts) {
                 let rows = rest.split_off(..part.tokens.len() * stride).unwrap_or_default();
@@ -186,8 +186,12 @@ impl Decoder {
                     let (cos, sin) = self.rope.at(start + token_idx);
                     let (query, row) = row.split_at(q_width);
                     let (keys, values) = row[..2 * kv_width].split_at(kv_width);
-                    append_heads(&mut cache.keys, keys, Some((cos, sin)));
-                    append_heads(&mut cache.values, values, None);
+                    let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+                    for (head, (key_row, value)) in heads.enumerate() {
+                        key.copy_from_slice(key_row);
+                        rotate(&mut key, cos, sin);
+                        cache.set(head, start + token_idx, &key, value);
+                    }
                     if token_idx < *first {
                         continue;
                     }
@@ -258,18 +262,6 @@ fn wanted_rows(x: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
         start = end;
     }
     wanted
-}
-
-/// Appends one position to each head, rotated where it is a key.
-fn append_heads(heads: &mut [Vec<f32>], values: &[f32], angles: Option<(&[f32], &[f32])>) {
-    let head_dim = values.len() / heads.len();
-    for (head, values) in heads.iter_mut().zip(values.chunks_exact(head_dim)) {
-        let at = head.len();
-        head.extend_from_slice(values);
-        if let Some((cos, sin)) = angles {
-            rotate(&mut head[at..], cos, sin);
-        }
-    }
 }
 
 /// Adds rows with a stride to rows without one.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use pulp::{Arch, Simd, WithSimd};
 use weighbridge_core::{
     EngineInfo, Error, ErrorKind, ModelCard, OpenContext, Placement, Result, Sampling, Weights,
 };
@@ -41,6 +42,7 @@ impl CandleLoader {
         let options = Options::read(context)?;
         let folder = ModelFolder::open(path)?;
         let n_ctx = options.n_ctx(&folder.config)?;
+        check_memory(&folder, available_bytes())?;
         let text = load_folder(path)?;
         check_vocabulary(&folder, &text)?;
         Ok(Self { folder, text, n_ctx })
@@ -55,6 +57,41 @@ impl CandleLoader {
     pub fn default_sampling(&self) -> Sampling {
         self.text.default_sampling.clone()
     }
+}
+
+/// The weights as `f32`, and the embeddings once more as they are stored.
+fn check_memory(folder: &ModelFolder, n_available: Option<u64>) -> Result<()> {
+    let config = &folder.config;
+    let n_table = (config.vocab_size * config.hidden_size) as u64 * 4;
+    let n_needed = folder.weights.n_params().saturating_mul(4).saturating_add(n_table);
+    let Some(n_available) = n_available.filter(|n_available| n_needed > *n_available) else {
+        return Ok(());
+    };
+    let giga = |n_bytes: u64| n_bytes as f64 / 1e9;
+    Err(Error::new(
+        ErrorKind::ModelLoad,
+        format!(
+            "`{}` needs about {:.1} GB of memory as f32, {:.1} GB are available; use a smaller \
+             model, or serve this one with a program that keeps it quantized and name it \
+             `openai-compatible:URL#MODEL`",
+            folder.path.display(),
+            giga(n_needed),
+            giga(n_available)
+        ),
+    )
+    .with("folder", folder.path.display())
+    .with("n_bytes_needed", n_needed)
+    .with("n_bytes_available", n_available))
+}
+
+/// Memory and swap that can still be had, where the system tells.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kibibytes = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    };
+    Some((kibibytes("MemAvailable:")? + kibibytes("SwapFree:").unwrap_or(0)).saturating_mul(1024))
 }
 
 /// More rows of logits than tokens is padding; a token without one could not be fed.
@@ -119,40 +156,25 @@ pub(crate) fn card(folder: &ModelFolder) -> ModelCard {
 
 /// The engine with the facts that can change numbers or speed. No I/O.
 pub(crate) fn engine_info() -> EngineInfo {
+    let lanes = Arch::new().dispatch(Lanes);
+    let vectors = match lanes {
+        1 => "no vectors".to_owned(),
+        _ => format!("vectors of {lanes} f32"),
+    };
     let mut info = EngineInfo::new("candle", CANDLE_VERSION);
-    info.build = Some(format!(
-        "f32, {}, built for {}, products with {}",
-        std::env::consts::ARCH,
-        built_for(),
-        found_at_run_time()
-    ));
+    info.build = Some(format!("f32, {}, {vectors}", std::env::consts::ARCH));
     info
 }
 
-/// Vector instructions that our own loops may use.
-fn built_for() -> &'static str {
-    if cfg!(target_feature = "avx512f") {
-        "avx512f"
-    } else if cfg!(target_feature = "avx2") {
-        "avx2"
-    } else if cfg!(target_feature = "avx") {
-        "avx"
-    } else if cfg!(target_feature = "sse2") {
-        "sse2"
-    } else if cfg!(target_feature = "neon") {
-        "neon"
-    } else {
-        "no vector instructions"
-    }
-}
+/// Values in a vector of the instructions that this machine has.
+struct Lanes;
 
-/// Vector instructions that the matrix products choose at run time.
-fn found_at_run_time() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("fma") {
-        return "fma";
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        S::F32_LANES
     }
-    built_for()
 }
 
 #[cfg(test)]
@@ -164,5 +186,17 @@ mod tests {
         let lock = include_str!("../../../Cargo.lock");
         let expected = format!("name = \"candle-core\"\nversion = \"{CANDLE_VERSION}\"");
         assert!(lock.contains(&expected), "CANDLE_VERSION is not what Cargo.lock has");
+    }
+
+    #[test]
+    fn a_model_that_cannot_fit_is_refused_before_it_is_read() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/triage-open");
+        let folder = ModelFolder::open(&path).unwrap();
+        assert!(check_memory(&folder, None).is_ok());
+        assert!(check_memory(&folder, Some(1 << 30)).is_ok());
+        let error = check_memory(&folder, Some(1_000)).unwrap_err();
+        assert!(error.to_string().contains("GB of memory as f32, 0.0 GB are available"), "{error}");
+        #[cfg(target_os = "linux")]
+        assert!(available_bytes().is_some_and(|n| n > 1 << 20));
     }
 }

@@ -1,57 +1,108 @@
-//! The small operations of a decoder, as loops over contiguous slices.
+//! The small operations of a decoder, on contiguous slices of `f32`.
 //!
-//! At the widths of small models a tensor library spends more time on dispatch than on these, so
-//! only matrix products go through it. Sums run over a fixed number of lanes, which lets the
-//! compiler use vector instructions and gives the same bits with all of them. Everything is computed
-//! in `f32` and inlined by force: code that is not inlined into the body that vector instructions
-//! were chosen for does without them. Closures given to iterators are not, so there are loops.
+//! At the widths of small models a tensor library spends more time on dispatch than on these. They
+//! are written on a tile of 16 lanes, whatever the machine's vectors hold: so sums run in the same
+//! order everywhere, and the bits are the same wherever there is a fused multiply-add.
+//!
+//! All of it is inlined by force: code that is not inlined into the body for which vector
+//! instructions were chosen does without them. That includes closures given to iterators.
 
 use pulp::{Simd, WithSimd};
 
-/// Lanes of the partial sums: one 512-bit register, or a few smaller ones.
-const LANES: usize = 16;
+/// Lanes of a tile: one 512-bit register, or a few smaller ones.
+pub(crate) const LANES: usize = 16;
 
-/// `Σ a·b`. Both slices have the same length.
-#[inline(always)]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0f32; LANES];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
+/// Evaluates `$body` with `$V` as the number of vectors that make a tile.
+macro_rules! with_tile {
+    ($S:ident, $V:ident, $body:expr) => {
+        match $crate::ops::LANES / $S::F32_LANES {
+            1 => {
+                const $V: usize = 1;
+                $body
+            }
+            2 => {
+                const $V: usize = 2;
+                $body
+            }
+            4 => {
+                const $V: usize = 4;
+                $body
+            }
+            _ => {
+                const $V: usize = 16;
+                $body
+            }
         }
-    }
-    let mut sum = fold(sums);
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        sum += a * b;
-    }
-    sum
+    };
+}
+pub(crate) use with_tile;
+
+/// A tile in vectors.
+#[inline(always)]
+pub(crate) fn load<S: Simd, const V: usize>(lanes: &[f32; LANES]) -> &[S::f32s; V] {
+    let (vectors, _) = S::as_simd_f32s(lanes);
+    vectors.first_chunk().expect("V vectors make a tile")
 }
 
+/// `sums + a·b` for a tile.
 #[inline(always)]
-fn fold(sums: [f32; LANES]) -> f32 {
+pub(crate) fn mul_add<S: Simd, const V: usize>(
+    simd: S,
+    a: &[S::f32s; V],
+    b: &[S::f32s; V],
+    sums: &mut [S::f32s; V],
+) {
+    for v in 0..V {
+        sums[v] = simd.mul_add_e_f32s(a[v], b[v], sums[v]);
+    }
+}
+
+/// The lanes of a tile.
+#[inline(always)]
+pub(crate) fn lanes<S: Simd, const V: usize>(tile: [S::f32s; V]) -> [f32; LANES] {
+    let mut lanes = [0f32; LANES];
+    let (vectors, _) = S::as_mut_simd_f32s(&mut lanes);
+    vectors.copy_from_slice(&tile);
+    lanes
+}
+
+/// Up to a tile of values, the rest filled up.
+#[inline(always)]
+fn padded(values: &[f32], fill: f32) -> [f32; LANES] {
+    let mut lanes = [fill; LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}
+
+/// The lanes as one value, in a fixed order.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
-    let mut sums = sums;
     while width > 0 {
         for lane in 0..width {
-            sums[lane] += sums[lane + width];
+            lanes[lane] = join(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }
-    sums[0]
+    lanes[0]
 }
 
-/// `out += factor · x`.
+/// `Σ x²`.
 #[inline(always)]
-pub(crate) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out += factor * x;
+fn sum_of_squares<S: Simd, const V: usize>(simd: S, x: &[f32]) -> f32 {
+    let (tiles, rest) = x.as_chunks::<LANES>();
+    let mut sums = [simd.splat_f32s(0.0); V];
+    for tile in tiles {
+        let tile = load::<S, V>(tile);
+        mul_add(simd, tile, tile, &mut sums);
     }
+    let rest = padded(rest, 0.0);
+    let rest = load::<S, V>(&rest);
+    mul_add(simd, rest, rest, &mut sums);
+    fold(lanes::<S, V>(sums), |a, b| a + b)
 }
 
 /// `out += x`.
-#[inline(always)]
 pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += x;
@@ -73,10 +124,11 @@ impl WithSimd for RmsNorm<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let width = self.weight.len();
         for (row, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let scale = 1.0 / (dot(row, row) / width as f32 + self.eps).sqrt();
+            let squares = with_tile!(S, V, sum_of_squares::<S, V>(simd, row));
+            let scale = 1.0 / (squares / width as f32 + self.eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(row).zip(self.weight) {
                 *out = x * scale * weight;
             }
@@ -110,55 +162,40 @@ impl WithSimd for SiluMul<'_> {
 
 /// Turns scores into probabilities, in place. An empty slice stays empty.
 #[inline(always)]
-pub(crate) fn softmax(scores: &mut [f32]) {
-    let max = max(scores);
+pub(crate) fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [f32]) {
+    let (tiles, rest) = scores.as_chunks::<LANES>();
+    let rest = padded(rest, f32::NEG_INFINITY);
+    let mut largest = *load::<S, V>(&rest);
+    for tile in tiles {
+        let tile = load::<S, V>(tile);
+        for v in 0..V {
+            largest[v] = simd.max_f32s(largest[v], tile[v]);
+        }
+    }
+    let max = fold(lanes::<S, V>(largest), |a, b| if a > b { a } else { b });
     for score in scores.iter_mut() {
         *score = exp(*score - max);
     }
-    let scale = 1.0 / sum(scores);
+    let (tiles, rest) = scores.as_chunks::<LANES>();
+    let rest = padded(rest, 0.0);
+    let mut sums = *load::<S, V>(&rest);
+    for tile in tiles {
+        let tile = load::<S, V>(tile);
+        for v in 0..V {
+            sums[v] = simd.add_f32s(sums[v], tile[v]);
+        }
+    }
+    let scale = 1.0 / fold(lanes::<S, V>(sums), |a, b| a + b);
     for score in scores.iter_mut() {
         *score *= scale;
     }
-}
-
-#[inline(always)]
-fn max(values: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] = larger(lanes[lane], chunk[lane]);
-        }
-    }
-    let mut max = f32::NEG_INFINITY;
-    for value in lanes.iter().chain(rest) {
-        max = larger(max, *value);
-    }
-    max
-}
-
-#[inline(always)]
-fn sum(values: &[f32]) -> f32 {
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [0f32; LANES];
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] += chunk[lane];
-        }
-    }
-    let mut sum = fold(lanes);
-    for value in rest {
-        sum += value;
-    }
-    sum
 }
 
 /// `e^x` to within 2 units in the last place; written so that a loop over it becomes vector code,
 /// which a call of the C library's does not.
 ///
 /// `x = n ln 2 + r` with `|r| ≤ ln 2 / 2`; the polynomial of `e^r` is the one of Cephes' `expf`.
-/// Below -87 the result is the smallest normal number instead of a denormal one or 0.
+/// Below -87 the result is that of -87, in place of denormal numbers and 0.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -184,7 +221,6 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// Rotates one head in place: element `i` with element `i + d/2`, as Hugging Face models have it.
 ///
 /// `cos`, `sin`: shape `(d / 2,)`, for the position of the row.
-#[inline(always)]
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
@@ -195,15 +231,7 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dot_covers_lengths_that_lanes_do_not_divide() {
-        for n in 0..70usize {
-            let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
-            let b = vec![2.0; n];
-            assert_eq!(dot(&a, &b), (n * n.saturating_sub(1)) as f32);
-        }
-    }
+    use pulp::Arch;
 
     #[test]
     fn exp_is_close_over_the_whole_range() {
@@ -220,23 +248,40 @@ mod tests {
         assert!(exp(1e30).is_finite() && exp(1e30) > 1e38);
     }
 
+    struct Softmax<'a>(&'a mut [f32]);
+
+    impl WithSimd for Softmax<'_> {
+        type Output = ();
+        fn with_simd<S: Simd>(self, simd: S) {
+            with_tile!(S, V, softmax::<S, V>(simd, self.0));
+        }
+    }
+
     #[test]
-    fn softmax_of_extremes_stays_a_distribution() {
+    fn softmax_is_a_distribution_for_every_length_and_for_extremes() {
+        for n in 0..40usize {
+            let mut scores: Vec<f32> = (0..n).map(|i| (i as f32 - 7.0) * 0.5).collect();
+            let total: f64 = scores.iter().map(|x| f64::from(*x).exp()).sum();
+            let expected: Vec<f64> = scores.iter().map(|x| f64::from(*x).exp() / total).collect();
+            Arch::new().dispatch(Softmax(&mut scores));
+            for (got, expected) in scores.iter().zip(expected) {
+                assert!((f64::from(*got) - expected).abs() < 1e-6);
+            }
+        }
         let mut scores = [1e4, -1e4, 1e4];
-        softmax(&mut scores);
+        Arch::new().dispatch(Softmax(&mut scores));
         assert!((scores[0] - 0.5).abs() < 1e-6 && scores[1] < 1e-30);
-        softmax(&mut []);
-        let mut one = [-3.0];
-        softmax(&mut one);
-        assert_eq!(one, [1.0]);
     }
 
     #[test]
     fn a_norm_of_a_constant_row_is_its_weight() {
-        let mut out = [0.0; 4];
-        let (x, weight) = (&[2.0, 2.0, -3.0, 3.0], &[1.0, 0.5]);
-        pulp::Arch::new().dispatch(RmsNorm { x, weight, eps: 0.0, out: &mut out });
-        assert_eq!(out, [1.0, 0.5, -1.0, 0.5]);
+        for width in [1, 2, 15, 16, 17, 48] {
+            let weight: Vec<f32> = (0..width).map(|i| i as f32 * 0.25).collect();
+            let mut out = vec![0.0; width];
+            let x = vec![-2.0; width];
+            Arch::new().dispatch(RmsNorm { x: &x, weight: &weight, eps: 0.0, out: &mut out });
+            assert!(out.iter().zip(&weight).all(|(out, weight)| *out == -weight), "{width}");
+        }
     }
 
     #[test]

@@ -207,4 +207,30 @@ mod tests {
             assert_eq!(product(x, &panels, n_in), together);
         }
     }
+
+    /// Vectors of 8 and of 16 values take different paths through [`rows`].
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn narrower_vectors_give_the_same_bits_and_none_the_same_values() {
+        let (n_in, n_panels) = (200, 2);
+        let values = |n: usize| (0..n).map(|i| ((i * 7919) % 1013) as f32 / 997.0 - 0.5).collect();
+        let panels: Vec<f32> = values(n_in * n_panels * PANEL);
+        for n_rows in [1, 2, 3, 5, 8, 19] {
+            let x: Vec<f32> = values(n_rows * n_in);
+            let expected = product(&x, &panels, n_in);
+            let packed = pack(&x, n_in);
+            let mut out = vec![[0f32; PANEL]; n_rows * n_panels];
+            let panels = panels.as_chunks::<PANEL>().0;
+            let mut with = |run: &dyn Fn(Panels<'_>)| {
+                run(Panels { x: &packed, panels, out: &mut out, n_in, stride: n_panels });
+                out.as_flattened().to_vec()
+            };
+            if let Some(narrow) = pulp::x86::V3::try_new() {
+                assert_eq!(with(&|panels| Simd::vectorize(narrow, panels)), expected);
+            }
+            let plain = with(&|panels| Simd::vectorize(pulp::Scalar::new(), panels));
+            let worst = plain.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{worst}");
+        }
+    }
 }

@@ -152,6 +152,12 @@ impl<'a> Reader<'a> {
     /// A matrix whose rows are looked up.
     pub(crate) fn table(&mut self, name: &str, width: usize) -> Result<Table> {
         let dtype = self.read(name)?;
+        let mut row = Vec::new();
+        for bytes in self.bytes.chunks_exact(width * n_value_bytes(dtype)) {
+            row.clear();
+            append_f32(bytes, dtype, &mut row);
+            check_finite(name, &row)?;
+        }
         Ok(Table { bytes: std::mem::take(&mut self.bytes), dtype, width })
     }
 

@@ -1,5 +1,7 @@
-//! What every engine promises the decode loop: however the tokens are cut into feeds, cut back,
-//! copied or batched, a position has the same logits.
+//! What this engine promises the decode loop: however the tokens are cut into feeds, cut back,
+//! copied or batched, a position has the same logits, bit for bit.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -7,9 +9,6 @@ use common::*;
 use weighbridge_candle::CandleEngine;
 use weighbridge_core::ErrorKind;
 use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
-
-/// Products of different numbers of rows may sum in another order.
-const TOLERANCE: f32 = 1e-4;
 
 /// A text of token ids, the same in each run.
 fn text(seed: u32, n: usize) -> Vec<u32> {
@@ -37,12 +36,12 @@ fn chunks_of_a_prompt_do_not_change_it() {
         let whole = all_rows(engine, &tokens, 100);
         for chunk in [1, 2, 3, 7, 64] {
             let worst = difference(&all_rows(engine, &tokens, chunk), &whole);
-            assert!(worst < TOLERANCE, "{name}, chunks of {chunk}: {worst}");
+            assert_eq!(worst, 0.0, "{name}, chunks of {chunk}");
         }
         engine.release(SeqId(0));
         assert!(feed(engine, 0, &tokens[..60], Want::None).is_empty());
         let last = feed(engine, 0, &tokens[60..], Want::Last);
-        assert!(difference(&last, &whole[99..]) < TOLERANCE);
+        assert_eq!(difference(&last, &whole[99..]), 0.0);
     });
 }
 
@@ -58,7 +57,7 @@ fn a_cut_sequence_continues_as_one_that_was_never_longer() {
             scratch.extend(&other);
             engine.release(SeqId(1));
             let expected = feed(engine, 1, &scratch, Want::From(len as usize));
-            assert!(difference(&continued, &expected) < TOLERANCE, "{name} at {len}");
+            assert_eq!(difference(&continued, &expected), 0.0, "{name} at {len}");
             assert_eq!(engine.truncate(SeqId(0), len).unwrap(), len);
             feed(engine, 0, &tokens[len as usize..], Want::None);
         }
@@ -80,8 +79,8 @@ fn a_fork_lives_its_own_life() {
         let in_source = feed(engine, 0, &b, Want::All);
         let expected_fork = all_rows(&mut fresh(name), &[&tokens[..40], &a].concat(), 256);
         let expected_source = all_rows(&mut fresh(name), &[&tokens[..], &b].concat(), 256);
-        assert!(difference(&in_fork, &expected_fork[40..]) < TOLERANCE, "{name}");
-        assert!(difference(&in_source, &expected_source[50..]) < TOLERANCE, "{name}");
+        assert_eq!(difference(&in_fork, &expected_fork[40..]), 0.0, "{name}");
+        assert_eq!(difference(&in_source, &expected_source[50..]), 0.0, "{name}");
         assert_eq!(engine.fork(SeqId(0), SeqId(3), 1000).unwrap(), 70);
         assert_eq!(engine.fork(SeqId(0), SeqId(0), 10).unwrap(), 10);
         assert_eq!(engine.fork(SeqId(9), SeqId(3), 10).unwrap(), 0);
@@ -143,7 +142,7 @@ fn ragged_batches_equal_single_sequences() {
                 if let Some(got) = got {
                     n_compared += 1;
                     let worst = difference(std::slice::from_ref(got), std::slice::from_ref(single));
-                    assert!(worst < TOLERANCE, "{name}: {worst}");
+                    assert_eq!(worst, 0.0, "{name}");
                 }
             }
         }
@@ -196,7 +195,7 @@ fn broken_rules_are_errors_and_change_nothing() {
     // After all of that it still computes.
     let row = feed(&mut engine, 0, &[8], Want::Last);
     let expected = all_rows(&mut tiny("llama-gqa-tied"), &[5, 6, 7, 8], 4);
-    assert!(difference(&row, &expected[3..]) < TOLERANCE);
+    assert_eq!(difference(&row, &expected[3..]), 0.0);
     engine.feed(&[], &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap();
     assert!(feed(&mut engine, 0, &[], Want::All).is_empty());
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Difference, Failures, MAX_MISSING_GAP_POINTS, MIN_PAIRS, MissingAnalysis, Power, margin, points,
+    Difference, MAX_MISSING_GAP_POINTS, MIN_PAIRS, MissingAnalysis, Power, margin,
+    numbers::MIN_CLUSTERS, points,
 };
 use crate::suite::Decision;
 
@@ -37,6 +38,8 @@ pub enum Cause {
     NobodyRight,
     /// Below [`MIN_PAIRS`] pairs.
     ReadingSheet,
+    /// Fewer clusters than a statement about clustered samples needs.
+    TooFewClusters,
     /// The interval reaches over the margin.
     TooFewSamples,
 }
@@ -59,7 +62,8 @@ pub(super) struct Facts<'a> {
     pub(super) n_rows: usize,
     /// Every score on both sides is 0.
     pub(super) nobody_right: bool,
-    pub(super) failures: &'a Failures,
+    pub(super) n_clusters: Option<usize>,
+    pub(super) missing_gap_points: f64,
     pub(super) difference: Option<&'a Difference>,
     pub(super) missing: Option<&'a MissingAnalysis>,
     pub(super) power: &'a Power,
@@ -78,7 +82,23 @@ pub(super) fn judge(facts: &Facts<'_>) -> Evidence {
             "nothing says which answer is right; agreement between models is not accuracy".into(),
         );
     }
+    if let Some(n) = facts.n_clusters
+        && n < MIN_CLUSTERS
+        && facts.n_pairs >= MIN_PAIRS
+    {
+        return not_proven(
+            Cause::TooFewClusters,
+            format!(
+                "{} samples in {n} clusters; below {MIN_CLUSTERS} clusters nothing can be said of \
+                 others like them",
+                facts.n_pairs
+            ),
+        );
+    }
     let Some(difference) = facts.difference else {
+        if facts.n_pairs > 0 && facts.n_pairs < MIN_PAIRS {
+            return not_proven(Cause::ReadingSheet, reading_sheet(facts.n_pairs));
+        }
         return not_proven(
             Cause::NoPairs,
             format!("none of {} samples has a score on both sides", facts.n_rows),
@@ -92,17 +112,10 @@ pub(super) fn judge(facts: &Facts<'_>) -> Evidence {
         );
     }
     if n < MIN_PAIRS {
-        return not_proven(
-            Cause::ReadingSheet,
-            format!(
-                "{n} pairs are a reading sheet: they can show a failure, never equality; {MIN_PAIRS} \
-                 are the least"
-            ),
-        );
+        return not_proven(Cause::ReadingSheet, reading_sheet(n));
     }
-    if let Some(gap) = missing_gap(facts)
-        && gap > MAX_MISSING_GAP_POINTS
-    {
+    let gap = facts.missing_gap_points;
+    if gap > MAX_MISSING_GAP_POINTS {
         return not_proven(
             Cause::MissingAnswers,
             format!(
@@ -144,10 +157,11 @@ pub(super) fn judge(facts: &Facts<'_>) -> Evidence {
     }
 }
 
-/// Difference of the shares of missing answers, in percentage points.
-fn missing_gap(facts: &Facts<'_>) -> Option<f64> {
-    let (a, b) = (facts.failures.only_reference, facts.failures.only_candidate);
-    (facts.n_rows > 0).then(|| (a as f64 - b as f64).abs() / facts.n_rows as f64 * 100.0)
+fn reading_sheet(n: usize) -> String {
+    format!(
+        "{n} pairs are a reading sheet: they can show a failure, never equality; {MIN_PAIRS} are \
+         the least"
+    )
 }
 
 pub(super) fn classify(difference: &Difference, decision: &Decision) -> EvidenceKind {
@@ -173,11 +187,17 @@ fn sentence(difference: &Difference, n: usize, decision: &Decision) -> String {
     };
     format!(
         "{direction} on {n} samples ({} % {} to {}; your limit \u{2212}{})",
-        decision.confidence * 100.0,
+        percent(difference.interval.level),
         points(difference.interval.lo),
         points(difference.interval.hi),
         decision.margin_points
     )
+}
+
+/// A confidence level in per cent, at most two digits behind the point.
+fn percent(level: f64) -> String {
+    let rounded = (level * 10_000.0).round() / 100.0;
+    rounded.to_string()
 }
 
 /// A whole number with thin groups, as in `2,800`; above 10,000 rounded to two digits.
@@ -229,14 +249,14 @@ mod tests {
         failed: u64,
         difference: &Difference,
     ) -> (Option<Cause>, String) {
-        let failures = Failures { only_candidate: failed, ..Failures::default() };
         let power = Power { detectable_points: None, n_if_real: Some(2_800), n_if_zero: Some(310) };
         let evidence = judge(&Facts {
             has_evaluator: true,
             n_pairs,
             n_rows: n_pairs + failed as usize,
             nobody_right: false,
-            failures: &failures,
+            n_clusters: None,
+            missing_gap_points: failed as f64 / (n_pairs as f64 + failed as f64) * 100.0,
             difference: Some(difference),
             missing: None,
             power: &power,

@@ -12,7 +12,7 @@ use weighbridge_core::Outcome;
 use crate::plan::Plan;
 use crate::record::ObservationRecord;
 use crate::run::CallId;
-use crate::scoring::Scores;
+use crate::scoring::{RowScore, Scores};
 use crate::suite::Decision;
 
 pub(crate) use evidence::thousands as count;
@@ -101,6 +101,10 @@ pub struct Comparison {
     pub evaluator: Option<String>,
     /// Samples scored on both sides.
     pub n_pairs: u64,
+    /// Samples outside of the comparison, because one side must not see them.
+    pub n_withheld: u64,
+    /// Samples outside of the comparison, because nothing says what is right.
+    pub n_unscored: u64,
     /// The 2×2 table, for scores that are only right or wrong.
     pub table: Option<PairTable>,
     /// Exact McNemar of that table, two-sided. Where samples are clustered it takes them as
@@ -126,71 +130,136 @@ pub struct Comparison {
 
 /// The pairs of one comparison, ready for the numbers.
 pub(crate) struct Pairs {
-    pub(crate) reference: Vec<Option<f64>>,
-    pub(crate) candidate: Vec<Option<f64>>,
+    reference: Vec<RowScore>,
+    candidate: Vec<RowScore>,
     /// Cluster of each row, if the suite declares any.
-    pub(crate) clusters: Option<Vec<usize>>,
+    clusters: Option<Vec<usize>>,
+}
+
+/// How a missing score is filled in.
+#[derive(Clone, Copy)]
+enum Fill {
+    Wrong,
+    Right,
+}
+
+impl Fill {
+    fn apply(self, row: RowScore) -> Option<f64> {
+        match (row, self) {
+            (RowScore::Known { low, .. }, Self::Wrong) => Some(low),
+            (RowScore::Known { high, .. }, Self::Right) => Some(high),
+            _ => None,
+        }
+    }
 }
 
 impl Pairs {
-    /// Rows scored on both sides, restricted to those where `keep` holds.
-    fn complete(&self, keep: impl Fn(usize) -> bool) -> numbers::Scored {
+    fn scored(
+        &self,
+        keep: impl Fn(usize) -> bool,
+        value: impl Fn(RowScore, RowScore) -> Option<(f64, f64)>,
+    ) -> numbers::Scored {
         let mut scored = numbers::Scored::default();
         for (i, (a, b)) in self.reference.iter().zip(&self.candidate).enumerate() {
-            if let (Some(a), Some(b)) = (a, b)
-                && keep(i)
+            if keep(i)
+                && let Some((a, b)) = value(*a, *b)
             {
-                scored.push(*a, *b, self.clusters.as_ref().map(|c| c[i]));
+                scored.push(a, b, self.clusters.as_ref().map(|c| c[i]));
             }
         }
         scored
     }
 
-    /// All rows, missing scores replaced.
-    fn filled(&self, reference: f64, candidate: f64) -> numbers::Scored {
-        let mut scored = numbers::Scored::default();
-        for (i, (a, b)) in self.reference.iter().zip(&self.candidate).enumerate() {
-            scored.push(
-                a.unwrap_or(reference),
-                b.unwrap_or(candidate),
-                self.clusters.as_ref().map(|c| c[i]),
-            );
+    /// Rows scored on both sides, restricted to those where `keep` holds.
+    fn complete(&self, keep: impl Fn(usize) -> bool) -> numbers::Scored {
+        self.scored(keep, |a, b| match (a, b) {
+            (
+                RowScore::Known { available: Some(a), .. },
+                RowScore::Known { available: Some(b), .. },
+            ) => Some((a, b)),
+            _ => None,
+        })
+    }
+
+    /// All rows that both sides may be judged on, missing scores filled in.
+    fn filled(
+        &self,
+        keep: impl Fn(usize) -> bool,
+        reference: Fill,
+        candidate: Fill,
+    ) -> numbers::Scored {
+        self.scored(keep, |a, b| Some((reference.apply(a)?, candidate.apply(b)?)))
+    }
+
+    /// Rows where `keep` holds that may be judged and lack an answer on some side.
+    fn has_missing(&self, keep: impl Fn(usize) -> bool) -> bool {
+        let lacks = |row: &RowScore| matches!(row, RowScore::Known { n_missing: 1.., .. });
+        let mut pairs = self.reference.iter().zip(&self.candidate).enumerate();
+        pairs.any(|(i, (a, b))| {
+            let is_judged = |row: &RowScore| matches!(row, RowScore::Known { .. });
+            keep(i) && is_judged(a) && is_judged(b) && (lacks(a) || lacks(b))
+        })
+    }
+
+    /// Difference of the shares of missing answers, in percentage points, over the rows that both
+    /// sides may see.
+    fn missing_gap_points(&self) -> f64 {
+        let mut missing = [0, 0];
+        let mut all = [0, 0];
+        for (a, b) in self.reference.iter().zip(&self.candidate) {
+            if *a == RowScore::Withheld || *b == RowScore::Withheld {
+                continue;
+            }
+            for (side, row) in [a, b].into_iter().enumerate() {
+                if let RowScore::Known { n_missing, n_repeats, .. } = row {
+                    missing[side] += n_missing;
+                    all[side] += n_repeats;
+                }
+            }
         }
-        scored
+        let share = |side: usize| missing[side] as f64 / (all[side] as f64).max(1.0);
+        (share(0) - share(1)).abs() * 100.0
+    }
+
+    fn n_either(&self, wanted: RowScore) -> u64 {
+        let pairs = self.reference.iter().zip(&self.candidate);
+        pairs.filter(|(a, b)| **a == wanted || **b == wanted).count() as u64
     }
 }
 
-/// Holds one candidate against another.
+/// Holds one candidate against another, every claim at this confidence level.
 pub fn compare(
     plan: &Plan,
     observations: &HashMap<CallId, ObservationRecord>,
     scores: &Scores,
     reference_idx: usize,
     candidate_idx: usize,
+    level: f64,
 ) -> Comparison {
-    let decision = &plan.suite.decision;
+    let decision = &Decision { confidence: level, ..plan.suite.decision.clone() };
     let has_evaluator = !plan.evaluators.is_empty();
     let n_rows = plan.dataset.rows.len();
-    let per_row = |arm_idx| match has_evaluator {
-        true => scores.per_row(0, arm_idx),
-        false => vec![None; n_rows],
+    let rows = |arm_idx| match has_evaluator {
+        true => (0..n_rows).map(|row_idx| scores.row(0, arm_idx, row_idx)).collect(),
+        false => vec![RowScore::Unscored; n_rows],
     };
     let pairs = Pairs {
-        reference: per_row(reference_idx),
-        candidate: per_row(candidate_idx),
+        reference: rows(reference_idx),
+        candidate: rows(candidate_idx),
         clusters: cluster_ids(plan),
     };
     let scored = pairs.complete(|_| true);
-    let difference = numbers::difference(&scored, decision.confidence);
+    let difference = numbers::difference(&scored, level);
     let answers = |arm_idx| answers_of(plan, observations, arm_idx);
     let (reference_answers, candidate_answers) = (answers(reference_idx), answers(candidate_idx));
     let failures = failures(&reference_answers, &candidate_answers);
     let (n_same_answer, n_both_answered) = agreement(&reference_answers, &candidate_answers);
-    let missing = has_missing(&pairs).then(|| MissingAnalysis {
+    let filled = |a, b| numbers::difference(&pairs.filled(|_| true, a, b), level);
+    let missing = pairs.has_missing(|_| true).then(|| MissingAnalysis {
         available: difference.clone(),
-        as_wrong: numbers::difference(&pairs.filled(0.0, 0.0), decision.confidence),
-        worst: numbers::difference(&pairs.filled(1.0, 0.0), decision.confidence),
-        best: numbers::difference(&pairs.filled(0.0, 1.0), decision.confidence),
+        as_wrong: filled(Fill::Wrong, Fill::Wrong),
+        worst: filled(Fill::Right, Fill::Wrong),
+        best: filled(Fill::Wrong, Fill::Right),
     });
     let power = numbers::power(&scored, difference.as_ref(), decision);
     let slices = slices::compare(plan, &pairs, decision);
@@ -198,8 +267,9 @@ pub fn compare(
         has_evaluator,
         n_pairs: scored.len(),
         n_rows,
+        n_clusters: scored.n_clusters(),
         nobody_right: scored.mean_reference() == Some(0.0) && scored.mean_candidate() == Some(0.0),
-        failures: &failures,
+        missing_gap_points: pairs.missing_gap_points(),
         difference: difference.as_ref(),
         missing: missing.as_ref(),
         power: &power,
@@ -210,6 +280,8 @@ pub fn compare(
         candidate: plan.arms[candidate_idx].candidate.name.clone(),
         evaluator: plan.evaluators.first().map(|(name, _)| name.clone()),
         n_pairs: scored.len() as u64,
+        n_withheld: pairs.n_either(RowScore::Withheld),
+        n_unscored: if has_evaluator { pairs.n_either(RowScore::Unscored) } else { 0 },
         mcnemar_p: scored.table().and_then(|table| numbers::mcnemar(&table)),
         table: scored.table(),
         n_same_answer,
@@ -221,11 +293,6 @@ pub fn compare(
         slices,
         evidence,
     }
-}
-
-fn has_missing(pairs: &Pairs) -> bool {
-    let any_score = pairs.reference.iter().chain(&pairs.candidate).any(Option::is_some);
-    any_score && pairs.reference.iter().chain(&pairs.candidate).any(Option::is_none)
 }
 
 /// Cluster number of each row; rows of one cluster share it.
@@ -244,10 +311,11 @@ fn cluster_ids(plan: &Plan) -> Option<Vec<usize>> {
     Some(ids)
 }
 
-/// What a candidate said to each row the first time.
+/// What a candidate said to each row.
 enum Said<'a> {
+    /// Its first answer.
     Answer(&'a str),
-    /// No answer of the model: an infrastructure failure, or never asked.
+    /// At least one repeat has no answer of the model: an infrastructure failure, or never asked.
     Nothing,
     /// Not asked on purpose; neither an answer nor a failure.
     Withheld,
@@ -259,10 +327,16 @@ fn answers_of<'a>(
     arm_idx: usize,
 ) -> Vec<Said<'a>> {
     (0..plan.dataset.rows.len())
-        .map(|row_idx| match observations.get(&CallId { arm_idx, row_idx, repeat: 0 }) {
-            Some(record) if record.outcome == Outcome::Withheld => Said::Withheld,
-            Some(record) if record.outcome.is_scored() => Said::Answer(&record.text),
-            _ => Said::Nothing,
+        .map(|row_idx| {
+            let record = |repeat| observations.get(&CallId { arm_idx, row_idx, repeat });
+            let mut repeats = (0..plan.suite.run.repeats).map(record);
+            match record(0) {
+                Some(first) if first.outcome == Outcome::Withheld => Said::Withheld,
+                Some(first) if repeats.all(|r| r.is_some_and(|r| r.outcome.is_scored())) => {
+                    Said::Answer(&first.text)
+                }
+                _ => Said::Nothing,
+            }
         })
         .collect()
 }

@@ -19,6 +19,9 @@ const POWER: f64 = 0.8;
 /// Draws of the sign-flip test above 20 values, and their seed: fixed, so that a report repeats.
 const DRAWS: Draws = Draws { seed: 0, n_draws: 20_000 };
 
+/// Fewer clusters say too little of how much samples of one cluster resemble each other.
+pub(super) const MIN_CLUSTERS: usize = 10;
+
 /// Share of samples on which two models of different quality typically differ, for power before a
 /// run. An assumption, printed as one.
 const ASSUMED_DISCORDANCE: f64 = 0.2;
@@ -88,12 +91,12 @@ impl Scored {
         self.candidate.iter().zip(&self.reference).map(|(b, a)| b - a).collect()
     }
 
-    /// Some samples share a cluster, so that they are not independent.
-    fn is_clustered(&self) -> bool {
+    /// Number of clusters, if some samples share one, so that they are not independent.
+    pub(super) fn n_clusters(&self) -> Option<usize> {
         let mut ids = self.clusters.clone();
         ids.sort_unstable();
         ids.dedup();
-        (2..self.len()).contains(&ids.len())
+        (!ids.is_empty() && ids.len() < self.len()).then_some(ids.len())
     }
 
     /// The 2×2 table, if every score is 0 or 1.
@@ -132,22 +135,28 @@ pub(super) fn holm(p_values: &[f64]) -> Vec<f64> {
     multiplicity::holm(p_values).unwrap_or_else(|_| vec![1.0; p_values.len()])
 }
 
-/// Candidate minus reference; `None` without pairs, or where no interval can be formed.
+/// Candidate minus reference; `None` without pairs, or with fewer clusters than [`MIN_CLUSTERS`].
 ///
-/// Clustered data: clustered t (CR1) and sign flips of whole clusters. Otherwise right/wrong
-/// scores: Tango's score interval and exact McNemar; graded ones: paired t and sign flips.
+/// Right/wrong scores: Tango's score interval and exact McNemar. Graded ones: paired t and sign
+/// flips, at least as wide as if one difference of the largest size had not been seen. Clustered
+/// data: the wider of that and the clustered t interval (CR1), the larger of that p-value and that
+/// of sign flips of whole clusters.
 pub(super) fn difference(scored: &Scored, level: f64) -> Option<Difference> {
     if scored.len() == 0 {
         return None;
     }
     let differences = scored.differences();
-    let estimate = mean(&differences).ok()?;
-    let points = estimate.mean * 100.0;
-    if scored.is_clustered()
-        && let Some(found) = clustered(scored, &differences, points, level)
-    {
-        return Some(found);
+    let independent = independent(scored, &differences, level)?;
+    match scored.n_clusters() {
+        None => Some(independent),
+        Some(n) if n < MIN_CLUSTERS => None,
+        Some(_) => Some(clustered(scored, &differences, independent, level)),
     }
+}
+
+fn independent(scored: &Scored, differences: &[f64], level: f64) -> Option<Difference> {
+    let estimate = mean(differences).ok()?;
+    let points = estimate.mean * 100.0;
     if let Some(table) = scored.table() {
         let interval = tango_interval(&paired_table(&table), level).ok()?;
         return Some(Difference {
@@ -158,36 +167,54 @@ pub(super) fn difference(scored: &Scored, level: f64) -> Option<Difference> {
             test: "exact McNemar".to_owned(),
         });
     }
-    let interval = estimate.t_interval(level).ok()??;
+    let mut interval = estimate.t_interval(level).ok()??;
+    // Differences lie in [-1, 1]; Tango's interval without any discordant pair says how far the
+    // mean can be off when the large ones are rare and none was drawn.
+    let nothing = PairedTable { both: scored.len() as u64, only_a: 0, only_b: 0, neither: 0 };
+    let floor = tango_interval(&nothing, level).ok()?;
+    interval.lo = interval.lo.min(estimate.mean + floor.lo);
+    interval.hi = interval.hi.max(estimate.mean + floor.hi);
     Some(Difference {
         points,
         interval: Interval::scaled(interval, 100.0),
-        method: "paired t".to_owned(),
-        p_value: sign_flip(&differences, DRAWS).ok()?.p,
+        method: "paired t, at least as wide as what rare differences allow".to_owned(),
+        p_value: sign_flip(differences, DRAWS).ok()?.p,
         test: "sign-flip permutation".to_owned(),
     })
 }
 
-fn clustered(scored: &Scored, differences: &[f64], points: f64, level: f64) -> Option<Difference> {
-    let estimate = clustered_mean(differences, &scored.clusters, ClusterCorrection::Cr1).ok()?;
-    let se = estimate.se?;
-    if se.value == 0.0 {
-        // No difference anywhere: the other methods have an honest width for that.
-        return None;
+/// Clusters can only widen an interval and weaken a test.
+fn clustered(
+    scored: &Scored,
+    differences: &[f64],
+    independent: Difference,
+    level: f64,
+) -> Difference {
+    let mut found = independent;
+    let estimate = clustered_mean(differences, &scored.clusters, ClusterCorrection::Cr1);
+    if let Ok(estimate) = estimate
+        && let Ok(Some(interval)) = estimate.t_interval(level)
+    {
+        let interval = Interval::scaled(interval, 100.0);
+        if interval.hi - interval.lo > found.interval.hi - found.interval.lo {
+            let n_clusters = estimate.se.map_or(0, |se| se.df + 1);
+            found.method = format!("clustered t (CR1, {n_clusters} clusters)");
+        }
+        found.interval.lo = found.interval.lo.min(interval.lo);
+        found.interval.hi = found.interval.hi.max(interval.hi);
     }
-    let interval = estimate.t_interval(level).ok()??;
-    Some(Difference {
-        points,
-        interval: Interval::scaled(interval, 100.0),
-        method: format!("clustered t (CR1, {} clusters)", se.df + 1),
-        p_value: sign_flip_clustered(differences, &scored.clusters, DRAWS).ok()?.p,
-        test: "sign-flip permutation of whole clusters".to_owned(),
-    })
+    if let Ok(flips) = sign_flip_clustered(differences, &scored.clusters, DRAWS)
+        && flips.p >= found.p_value
+    {
+        found.p_value = flips.p;
+        found.test = "sign-flip permutation of whole clusters".to_owned();
+    }
+    found
 }
 
 /// How much larger the variance is than that of as many independent samples; 1 without clusters.
 fn design_effect(scored: &Scored, differences: &[f64]) -> f64 {
-    if !scored.is_clustered() {
+    if scored.n_clusters().is_none() {
         return 1.0;
     }
     let plain = mean(differences).ok().and_then(|m| m.se).map(|se| se.value);
@@ -308,13 +335,21 @@ mod tests {
     fn graded_scores_and_clusters_choose_their_own_methods() {
         let mut graded = Scored::default();
         let mut clustered = Scored::default();
+        let mut few = Scored::default();
         for i in 0..40_u32 {
             let (a, b) = (f64::from(i % 5) / 5.0, f64::from(i % 4) / 4.0);
             graded.push(a, b, None);
-            clustered.push(f64::from(i % 2), f64::from(i % 3 % 2), Some(i as usize / 4));
+            // Whole clusters of four agree, so that there are ten samples rather than forty.
+            let cluster = i / 4;
+            let (a, b) = (f64::from(cluster % 2), f64::from(cluster % 3 % 2));
+            clustered.push(a, b, Some(cluster as usize));
+            few.push(f64::from(i % 2), 1.0, Some(i as usize % 9));
         }
-        assert_eq!(difference(&graded, 0.95).unwrap().method, "paired t");
-        assert_eq!(difference(&clustered, 0.95).unwrap().method, "clustered t (CR1, 10 clusters)");
+        assert!(difference(&graded, 0.95).unwrap().method.starts_with("paired t"));
+        let found = difference(&clustered, 0.95).unwrap();
+        assert_eq!(found.method, "clustered t (CR1, 10 clusters)");
+        assert_eq!(found.test, "sign-flip permutation of whole clusters");
+        assert!(difference(&few, 0.95).is_none(), "nine clusters are too few");
         assert!(clustered.table().is_some() && graded.table().is_none());
     }
 
@@ -328,6 +363,35 @@ mod tests {
         assert_eq!(found.points, 0.0);
         assert!(found.interval.lo < 0.0 && found.interval.hi > 0.0);
         assert_eq!(found.p_value, 1.0);
+    }
+
+    // Every cluster loses the same net share: the clustered variance is zero, and proves nothing.
+    #[test]
+    fn clusters_never_narrow_an_interval() {
+        let (mut clustered, mut independent) = (Scored::default(), Scored::default());
+        for i in 0..1000_usize {
+            let (a, b) = match i % 50 {
+                0..4 => (1.0, 0.0),
+                4..6 => (0.0, 1.0),
+                _ => (1.0, 1.0),
+            };
+            clustered.push(a, b, Some(i / 50));
+            independent.push(a, b, None);
+        }
+        let (clustered, independent) =
+            (difference(&clustered, 0.95).unwrap(), difference(&independent, 0.95).unwrap());
+        assert_eq!(clustered.interval, independent.interval);
+        assert!(clustered.p_value >= independent.p_value);
+    }
+
+    #[test]
+    fn equal_graded_scores_have_a_width_too() {
+        let mut scored = Scored::default();
+        for _ in 0..30 {
+            scored.push(0.5, 0.5, None);
+        }
+        let found = difference(&scored, 0.95).unwrap();
+        assert!(found.interval.hi - found.interval.lo > 20.0, "{found:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Difference, EvidenceKind, MIN_PAIRS, Pairs, evidence, numbers};
+use super::{Difference, EvidenceKind, Fill, MIN_PAIRS, Pairs, evidence, numbers};
 use crate::plan::Plan;
 use crate::suite::Decision;
 
@@ -13,11 +13,11 @@ use crate::suite::Decision;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SliceFinding {
-    /// Proven better.
+    /// Proven better, at a level corrected for all slices.
     Better,
-    /// Proven not worse by more than the margin, at a level corrected for all slices.
+    /// Proven not worse by more than the margin, at that level.
     NonInferior,
-    /// Proven worse.
+    /// Proven worse, and not within the margin, at that level.
     Worse,
     /// Nothing proven.
     Open,
@@ -74,16 +74,24 @@ pub(super) fn compare(plan: &Plan, pairs: &Pairs, decision: &Decision) -> Vec<Sl
     for (&i, p_adjusted) in tested.iter().zip(numbers::holm(&p_values)) {
         let (slice, scored) = &mut slices[i];
         slice.p_adjusted = Some(p_adjusted);
-        // Claims of "not worse" are made at a level shared out among all slices.
+        // Every claim about a slice is made at a level shared out among all slices, by the same
+        // rule as the claim about the whole.
         let level = 1.0 - alpha / tested.len() as f64;
-        let corrected = numbers::difference(scored, level);
-        let kind = corrected.as_ref().map(|d| evidence::classify(d, decision));
-        let gap = slice.difference.as_ref().map_or(0.0, |d| d.points);
+        let classify = |scored: &numbers::Scored| {
+            numbers::difference(scored, level).map(|d| evidence::classify(&d, decision))
+        };
+        let kind = classify(scored);
+        let keep = |row_idx: usize| plan.dataset.rows[row_idx].slices.contains(&slice.slice);
+        let depends_on_missing = pairs.has_missing(keep)
+            && [(Fill::Right, Fill::Wrong), (Fill::Wrong, Fill::Right)]
+                .into_iter()
+                .any(|(a, b)| classify(&pairs.filled(keep, a, b)) != kind);
         slice.finding = match kind {
-            _ if p_adjusted <= alpha && gap < 0.0 => SliceFinding::Worse,
-            _ if p_adjusted <= alpha && gap > 0.0 => SliceFinding::Better,
-            Some(EvidenceKind::Better | EvidenceKind::NonInferior) => SliceFinding::NonInferior,
-            _ => SliceFinding::Open,
+            _ if depends_on_missing => SliceFinding::Open,
+            Some(EvidenceKind::Better) => SliceFinding::Better,
+            Some(EvidenceKind::NonInferior) => SliceFinding::NonInferior,
+            Some(EvidenceKind::Worse) => SliceFinding::Worse,
+            Some(EvidenceKind::NotProven) | None => SliceFinding::Open,
         };
     }
     slices.into_iter().map(|(slice, _)| slice).collect()

@@ -6,7 +6,7 @@ use weighbridge_core::{
     Score, Step, Unscored,
 };
 
-use super::{bad_option, required, shorten, string};
+use super::{bad_option, gold, required, shorten, string};
 
 /// Makes `json_fields` evaluators.
 #[derive(Clone, Copy, Debug)]
@@ -94,14 +94,14 @@ impl Evaluator for JsonFields {
 
     fn step(&self, sample: &Sample, observation: &Observation, _: &[Answer]) -> Step {
         let unscored = |reason: String| Step::Unscored(Unscored::new(reason));
-        let want = match sample.fields.get(&self.target) {
-            None => return unscored(format!("the sample has no column `{}`", self.target)),
-            Some(Value::Object(object)) => object.clone(),
-            Some(Value::String(text)) => match serde_json::from_str(text) {
+        let want = match gold(sample, &self.target) {
+            Err(unscored) => return Step::Unscored(unscored),
+            Ok(Value::Object(object)) => object.clone(),
+            Ok(Value::String(text)) => match serde_json::from_str(text) {
                 Ok(Value::Object(object)) => object,
                 _ => return unscored(format!("column `{}` holds no JSON object", self.target)),
             },
-            Some(_) => return unscored(format!("column `{}` holds no JSON object", self.target)),
+            Ok(_) => return unscored(format!("column `{}` holds no JSON object", self.target)),
         };
         let names: Vec<&String> = match self.fields.is_empty() {
             true => want.keys().collect(),

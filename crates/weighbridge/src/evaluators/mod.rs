@@ -4,7 +4,7 @@ mod json_fields;
 mod text;
 
 use serde_json::{Map, Value};
-use weighbridge_core::{Error, ErrorKind, Plugin, Result, Sample};
+use weighbridge_core::{Error, ErrorKind, Plugin, Result, Sample, Unscored};
 
 use crate::data::as_text;
 
@@ -51,8 +51,24 @@ fn bad_option(kind: &str, name: &str, takes: &str, got: &Value) -> Error {
     )
 }
 
-fn target_text(sample: &Sample, column: &str) -> Option<String> {
-    sample.fields.get(column).map(as_text)
+/// The right answer in this column. Without one nothing is right or wrong.
+fn gold<'a>(sample: &'a Sample, column: &str) -> Result<&'a Value, Unscored> {
+    let Some(value) = sample.fields.get(column) else {
+        return Err(Unscored::new(format!("the sample has no column `{column}`")));
+    };
+    match value {
+        Value::Null => Err(no_right_answer(column)),
+        Value::String(text) if text.trim().is_empty() => Err(no_right_answer(column)),
+        value => Ok(value),
+    }
+}
+
+fn no_right_answer(column: &str) -> Unscored {
+    Unscored::new(format!("no right answer in column `{column}`"))
+}
+
+fn gold_text(sample: &Sample, column: &str) -> Result<String, Unscored> {
+    gold(sample, column).map(as_text)
 }
 
 /// At most 120 characters of a text, for a note.
@@ -109,8 +125,58 @@ mod tests {
         assert_eq!(run(json!({"target": "t"}), "yes"), "0 expected \"Yes\", got \"yes\"");
         assert_eq!(run(json!({"target": "t", "ignore_case": true}), "YES"), "1");
         assert_eq!(run(json!({"target": "t", "ignore_punctuation": true}), "Yes."), "1");
+        assert_eq!(run(json!({"target": "t", "ignore_punctuation": true}), "No."), NOT_YES);
         assert!(run(json!({"target": "u"}), "x").contains("no column `u`"));
         assert_eq!(run(json!({}), "x"), "provider `exact_match` needs the option `target`");
+    }
+
+    const NOT_YES: &str = "0 expected \"Yes\", got \"No.\"";
+
+    #[test]
+    fn without_a_right_answer_nothing_is_right_or_wrong() {
+        let group = "a(.*)";
+        for gold in [json!(null), json!(""), json!(" \t\n")] {
+            let fields = json!({"t": gold});
+            for (kind, options) in [
+                ("exact_match", json!({"target": "t"})),
+                ("exact_match", json!({"target": "t", "ignore_punctuation": true})),
+                ("contains", json!({"target": "t"})),
+                ("contains", json!({"target": "t", "ignore_punctuation": true})),
+                ("regex", json!({"pattern": group, "target": "t"})),
+                ("json_fields", json!({"target": "t"})),
+                ("json_fields", json!({"target": "t", "fields": ["x"]})),
+            ] {
+                for answer in ["", "a", "abc", "null", "{}", "{\"x\":null}"] {
+                    let said = judge(kind, options.clone(), fields.clone(), answer);
+                    assert!(
+                        said.contains("Unscored") && said.contains("no right answer in column `t`"),
+                        "{kind} {options} of {fields} and {answer:?}: {said}"
+                    );
+                }
+            }
+        }
+        // Zero and false are right answers.
+        assert_eq!(judge("exact_match", json!({"target": "t"}), json!({"t": 0}), "0"), "1");
+        assert_eq!(judge("contains", json!({"target": "t"}), json!({"t": false}), "false"), "1");
+    }
+
+    #[test]
+    fn ignoring_punctuation_never_leaves_nothing_to_compare() {
+        let options = json!({"target": "t", "ignore_punctuation": true});
+        let fields = json!({"t": "?!"});
+        assert_eq!(
+            judge("exact_match", options.clone(), fields.clone(), "..."),
+            "0 expected \"?!\", got \"...\""
+        );
+        assert_eq!(judge("exact_match", options.clone(), fields.clone(), " ?! "), "1");
+        assert!(judge("exact_match", options.clone(), fields.clone(), "").starts_with("0 "));
+        assert!(judge("contains", options.clone(), fields.clone(), "anything.").starts_with("0 "));
+        assert_eq!(judge("contains", options, fields.clone(), "really?!"), "1");
+        let options = json!({"pattern": "is (.*)", "target": "t", "ignore_punctuation": true});
+        assert!(judge("regex", options.clone(), fields.clone(), "is ...").starts_with("0 "));
+        assert_eq!(judge("regex", options, fields, "is ?!"), "1");
+        let blank = judge("contains", json!({"text": " "}), json!({}), "x");
+        assert!(blank.contains("non-empty `text`"), "{blank}");
     }
 
     #[test]

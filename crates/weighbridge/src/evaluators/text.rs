@@ -4,17 +4,13 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 use weighbridge_core::{
     Answer, Error, ErrorKind, Evaluator, EvaluatorFactory, Needs, Observation, Result, Sample,
-    Score, Step, Unscored,
+    Score, Step,
 };
 
-use super::{flag, required, shorten, string, target_text};
+use super::{flag, gold_text, required, shorten, string};
 
 /// Longest compiled regular expression, in bytes.
 const REGEX_SIZE_LIMIT: usize = 4 << 20;
-
-fn no_column(column: &str) -> Step {
-    Step::Unscored(Unscored::new(format!("the sample has no column `{column}`")))
-}
 
 fn expected(want: &str, got: &str) -> String {
     format!("expected {:?}, got {:?}", shorten(want), shorten(got))
@@ -33,6 +29,17 @@ impl Normalize {
             ignore_case: flag(kind, options, "ignore_case")?,
             ignore_punctuation: flag(kind, options, "ignore_punctuation")?,
         })
+    }
+
+    /// The wanted text and another, made comparable. A wanted text of nothing but punctuation is
+    /// compared with its punctuation: otherwise every text would match it.
+    fn both(self, want: &str, got: &str) -> (String, String) {
+        let normal = self.apply(want);
+        if normal.is_empty() {
+            let with_punctuation = Self { ignore_punctuation: false, ..self };
+            return (with_punctuation.apply(want), with_punctuation.apply(got));
+        }
+        (normal, self.apply(got))
     }
 
     fn apply(self, text: &str) -> String {
@@ -114,9 +121,13 @@ impl Evaluator for ExactMatch {
     }
 
     fn step(&self, sample: &Sample, observation: &Observation, _: &[Answer]) -> Step {
-        let Some(want) = target_text(sample, &self.target) else { return no_column(&self.target) };
+        let want = match gold_text(sample, &self.target) {
+            Ok(want) => want,
+            Err(unscored) => return Step::Unscored(unscored),
+        };
         let got = &observation.text;
-        if self.normalize.apply(&want) == self.normalize.apply(got) {
+        let (want_normal, got_normal) = self.normalize.both(&want, got);
+        if want_normal == got_normal {
             return Step::Score(Score::binary(true));
         }
         Step::Score(Score::binary(false).with_note(expected(want.trim(), got.trim())))
@@ -158,7 +169,7 @@ impl EvaluatorFactory for ContainsFactory {
         let text = string(self.id(), options, "text")?;
         let wanted = match (target, text) {
             (Some(column), None) => Wanted::Column(column),
-            (None, Some(text)) if !text.is_empty() => Wanted::Text(text),
+            (None, Some(text)) if !text.trim().is_empty() => Wanted::Text(text),
             _ => {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
@@ -190,16 +201,13 @@ impl Evaluator for Contains {
     fn step(&self, sample: &Sample, observation: &Observation, _: &[Answer]) -> Step {
         let want = match &self.wanted {
             Wanted::Text(text) => text.clone(),
-            Wanted::Column(column) => match target_text(sample, column) {
-                Some(text) => text,
-                None => return no_column(column),
+            Wanted::Column(column) => match gold_text(sample, column) {
+                Ok(text) => text,
+                Err(unscored) => return Step::Unscored(unscored),
             },
         };
-        let needle = self.normalize.apply(&want);
-        if needle.is_empty() {
-            return Step::Unscored(Unscored::new("the text to look for is empty"));
-        }
-        if self.normalize.apply(&observation.text).contains(&needle) {
+        let (needle, text) = self.normalize.both(&want, &observation.text);
+        if text.contains(&needle) {
             return Step::Score(Score::binary(true));
         }
         let note = format!("{:?} is not in {:?}", shorten(&want), shorten(&observation.text));
@@ -272,14 +280,22 @@ impl Evaluator for RegexMatch {
     }
 
     fn step(&self, sample: &Sample, observation: &Observation, _: &[Answer]) -> Step {
+        // Before the answer is looked at: where there is no right one, no answer is wrong.
+        let want = match &self.target {
+            None => None,
+            Some(column) => match gold_text(sample, column) {
+                Ok(want) => Some(want),
+                Err(unscored) => return Step::Unscored(unscored),
+            },
+        };
         let Some(captures) = self.pattern.captures(&observation.text) else {
             let note = format!("the pattern does not match {:?}", shorten(&observation.text));
             return Step::Score(Score::binary(false).with_note(note));
         };
-        let Some(column) = &self.target else { return Step::Score(Score::binary(true)) };
-        let Some(want) = target_text(sample, column) else { return no_column(column) };
+        let Some(want) = want else { return Step::Score(Score::binary(true)) };
         let got = captures.get(1).map_or("", |m| m.as_str());
-        if self.normalize.apply(&want) == self.normalize.apply(got) {
+        let (want_normal, got_normal) = self.normalize.both(&want, got);
+        if want_normal == got_normal {
             return Step::Score(Score::binary(true));
         }
         Step::Score(Score::binary(false).with_note(expected(&want, got)))

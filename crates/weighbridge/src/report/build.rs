@@ -9,10 +9,11 @@ use weighbridge_stats::quantile::{quantile, quantile_interval};
 use weighbridge_stats::ratio::fieller;
 
 use super::{
-    CandidateReport, ControlReport, Cost, DataFacts, Egress, EvaluatorFacts, HostFacts, Latency,
-    Quality, REPORT_VERSION, Report, SampleLine, SuiteFacts, Tokens, sample_lines,
+    CandidateReport, ControlReport, ControlResult, Cost, DataFacts, Egress, EvaluatorFacts,
+    HostFacts, Latency, Quality, REPORT_VERSION, Report, SampleLine, SuiteFacts, Tokens,
+    sample_lines,
 };
-use crate::compare::{self, Comparison, EvidenceKind, Interval, SliceFinding};
+use crate::compare::{self, Cause, Comparison, EvidenceKind, Interval, SliceFinding};
 use crate::plan::{Arm, Plan, cost_usd, placement_text};
 use crate::record::ObservationRecord;
 use crate::run::{CallId, RunResult};
@@ -25,13 +26,18 @@ use crate::verdict::{self, Action, Verdict};
 pub fn build(plan: &Plan, result: &RunResult) -> (Report, Vec<SampleLine>) {
     let scores = Scores::new(plan, &result.observations);
     let samples = sample_lines(plan, &result.observations, &scores);
-    let compare = |a: usize, b: usize| compare::compare(plan, &result.observations, &scores, a, b);
+    let compare = |a: usize, b: usize, level: f64| {
+        compare::compare(plan, &result.observations, &scores, a, b, level)
+    };
     let current_idx =
         plan.arm_idx(&plan.suite.current).expect("the suite's `current` was checked when read");
-    let comparisons = (0..plan.arms.len())
+    let challengers: Vec<usize> = (0..plan.arms.len())
         .filter(|&i| i != current_idx && !plan.arms[i].candidate.control_only)
-        .map(|i| compare(current_idx, i))
         .collect();
+    // The best of several is chosen, so the error rate is shared out among them.
+    let alpha = (1.0 - plan.suite.decision.confidence) / challengers.len().max(1) as f64;
+    let comparisons =
+        challengers.into_iter().map(|i| compare(current_idx, i, 1.0 - alpha)).collect();
     let controls = plan.suite.controls.iter().map(|c| control(plan, c, &compare)).collect();
     let suite = &plan.suite;
     let mut report = Report {
@@ -293,25 +299,41 @@ fn cost(
     records: &[(usize, &ObservationRecord)],
 ) -> Option<Cost> {
     let price = arm.candidate.price.as_ref()?;
-    let mut costs = Vec::new();
-    let mut right = Vec::new();
-    let per_row = (!plan.evaluators.is_empty()).then(|| scores.per_row(0, arm_idx));
+    // Cost and calls of each row; repeats of a row are not independent.
+    let mut rows: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     for (row_idx, record) in records {
         if let Some(cost) = cost_usd(&arm.candidate, &record.usage) {
-            costs.push(cost);
-            right.push(per_row.as_ref().and_then(|r| r[*row_idx]).unwrap_or(0.0));
+            let row = rows.entry(*row_idx).or_default();
+            row.0 += cost;
+            row.1 += 1.0;
         }
     }
-    let per_call_usd = mean(&costs).ok()?.mean;
+    let (cost, n_calls) =
+        rows.values().fold((0.0, 0.0), |(cost, n), row| (cost + row.0, n + row.1));
+    if n_calls == 0.0 {
+        return None;
+    }
+    let per_call_usd = cost / n_calls;
+    // Per right answer: rows with a score only.
+    let per_row = match plan.evaluators.is_empty() {
+        true => Vec::new(),
+        false => scores.per_row(0, arm_idx),
+    };
+    let (mut costs, mut right) = (Vec::new(), Vec::new());
+    for (row_idx, (cost, n_calls)) in &rows {
+        if let Some(Some(score)) = per_row.get(*row_idx) {
+            costs.push(*cost);
+            right.push(score * n_calls);
+        }
+    }
     let n_right: f64 = right.iter().sum();
     let level = plan.suite.decision.confidence;
     let per_correct_interval = fieller(&costs, &right, level).ok().flatten();
     Some(Cost {
         per_call_usd,
-        per_correct_usd: (per_row.is_some() && n_right > 0.0)
-            .then(|| costs.iter().sum::<f64>() / n_right),
+        per_correct_usd: (n_right > 0.0).then(|| costs.iter().sum::<f64>() / n_right),
         per_correct_interval: per_correct_interval
-            .filter(|_| per_row.is_some())
+            .filter(|_| n_right > 0.0)
             .map(|i| Interval::scaled(i, 1.0)),
         per_month_usd: plan
             .suite
@@ -359,13 +381,26 @@ fn egress(plan: &Plan, arm: &Arm, records: &[(usize, &ObservationRecord)]) -> Eg
 fn control(
     plan: &Plan,
     control: &Control,
-    compare: &dyn Fn(usize, usize) -> Comparison,
+    compare: &dyn Fn(usize, usize, f64) -> Comparison,
 ) -> ControlReport {
     let idx = |name: &str| {
         plan.arm_idx(name).expect("the suite's controls were checked when it was read")
     };
-    let comparison = compare(idx(&control.reference), idx(&control.candidate));
+    let level = plan.suite.decision.confidence;
+    let comparison = compare(idx(&control.reference), idx(&control.candidate), level);
     let seen = comparison.evidence.sentence.clone();
+    // A comparison that could not be made says nothing about the scale.
+    let is_decidable =
+        matches!(comparison.evidence.cause, None | Some(Cause::TooFewSamples | Cause::NobodyRight));
+    if !is_decidable {
+        let finding = format!("not decidable: {seen}");
+        return ControlReport {
+            name: control.name.clone(),
+            result: ControlResult::NotDecidable,
+            finding,
+            comparison,
+        };
+    }
     let (passed, finding) = match control.expect {
         Expect::NoDifference => {
             let p = comparison.difference.as_ref().map_or(0.0, |d| d.p_value);
@@ -394,7 +429,8 @@ fn control(
             (refused, format!("{word}: {seen}"))
         }
     };
-    ControlReport { name: control.name.clone(), passed, finding, comparison }
+    let result = if passed { ControlResult::AsExpected } else { ControlResult::Failed };
+    ControlReport { name: control.name.clone(), result, finding, comparison }
 }
 
 /// Whether anything at all was observed.

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Report;
 use super::samples::{Relation, SampleLine, disagreements};
+use super::{ControlResult, Report};
 use crate::verdict::Bearing;
 
 /// Lines at most.
@@ -38,8 +38,8 @@ pub enum Line {
     },
     /// A control's result.
     Control {
-        /// It came out as it must.
-        passed: bool,
+        /// Whether it came out as it must.
+        result: ControlResult,
         /// The text.
         text: String,
     },
@@ -93,7 +93,7 @@ pub fn first_screen(report: &Report, samples: &[SampleLine]) -> Vec<Line> {
     }
     for control in &report.controls {
         lines.push(Line::Control {
-            passed: control.passed,
+            result: control.result,
             text: format!("{}: {}", control.name, control.finding),
         });
     }

@@ -296,12 +296,25 @@ pub struct Egress {
 pub struct ControlReport {
     /// What it shows.
     pub name: String,
-    /// It came out as it must.
-    pub passed: bool,
+    /// Whether it came out as it must.
+    pub result: ControlResult,
     /// What came out.
     pub finding: String,
     /// The comparison.
     pub comparison: Comparison,
+}
+
+/// Whether a control came out as it must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ControlResult {
+    /// It did.
+    AsExpected,
+    /// It did not: the verdict is taken away.
+    Failed,
+    /// The data cannot tell, for instance because there are too few samples.
+    NotDecidable,
 }
 
 /// Writes `report.json`, `samples.jsonl` and `report.html` into a run's folder, each whole or not

@@ -1,8 +1,8 @@
 //! The first screen in a terminal.
 
-use super::Report;
 use super::first_screen::{Line, MAX_LINES, first_screen};
 use super::samples::SampleLine;
+use super::{ControlResult, Report};
 
 /// The first screen as text of at most `width` columns; `color` adds ANSI colours.
 ///
@@ -63,8 +63,12 @@ fn block(line: Line) -> Block {
             };
             block(format!("  {name:<8} {bearing:<15} "), text, code, 1)
         }
-        Line::Control { passed, text } => {
-            let (word, code) = if passed { ("as expected", "2") } else { ("FAILED", "31;1") };
+        Line::Control { result, text } => {
+            let (word, code) = match result {
+                ControlResult::AsExpected => ("as expected", "2"),
+                ControlResult::Failed => ("FAILED", "31;1"),
+                ControlResult::NotDecidable => ("not decidable", "33"),
+            };
             block(format!("  control  {word:<15} "), text, code, 2)
         }
         Line::Disagreement { id, text } => {

@@ -27,9 +27,23 @@ pub(super) struct Call {
     pub(super) key: Digest,
     pub(super) request: Request,
     pub(super) max_cost_usd: Option<f64>,
+    /// Attempt numbers go on over all processes; the budget of attempts is this process's own.
     pub(super) first_attempt: u32,
-    /// Attempts of earlier processes that ended.
-    pub(super) n_ended: u32,
+}
+
+/// Whether the same call would end the same way however often a run is resumed. Anything else is
+/// only what stands for now: a resume makes the call again, with a budget of its own.
+pub(super) fn is_final(record: &ObservationRecord, is_remote: bool) -> bool {
+    match record.outcome {
+        Outcome::Auth | Outcome::Quota => false,
+        // No such model or route: that is mended at the service.
+        Outcome::BadRequest => !(is_remote && is_kind(record, ErrorKind::NotFound)),
+        outcome => matches!(outcome.group(), OutcomeGroup::Model | OutcomeGroup::Account),
+    }
+}
+
+pub(super) fn is_kind(record: &ObservationRecord, kind: ErrorKind) -> bool {
+    record.error.as_ref().is_some_and(|error| error.kind == kind.as_str())
 }
 
 /// Notes when the first content came, and that there was some.
@@ -53,15 +67,16 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
     let arm = &plan.arms[call.id.arm_idx];
     let settings = &plan.suite.run;
     let timeout = Duration::from_secs_f64(settings.timeout_s);
-    let placement = match arm.card.placement.is_remote() {
+    let is_remote = arm.card.placement.is_remote();
+    let placement = match is_remote {
         true => Placement::Remote,
         false => Placement::Local,
     };
     let digest = request_digest(arm, &call.request);
-    let mut n_ended = call.n_ended;
+    let mut n_ended = 0;
     for attempt in call.first_attempt.. {
         let reserved = call.max_cost_usd.unwrap_or(0.0);
-        if !shared.reserve(reserved).await {
+        if call.max_cost_usd.is_some() && !shared.reserve(reserved).await {
             return Ok(Made::NotMade(format!(
                 "the spend cap of USD {} would be exceeded; raise run.spend_cap_usd and continue \
                  with --resume",
@@ -100,13 +115,12 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
         }
         n_ended += 1;
         let wait = retry_wait(&result, &record, sink.ttft.is_some(), &call.key, n_ended);
-        let parked = matches!(wait, Wait::TooLong(_));
-        let retryable = parked || (matches!(wait, Wait::For(_)) && n_ended < settings.max_attempts);
         let cost = match arm.candidate.price {
             None => Some(0.0),
             Some(_) => cost_usd(&arm.candidate, &record.usage),
         };
-        shared.book(reserved, cost);
+        // Money that may be owed to nobody is not owed: only a remote call can cost unseen.
+        shared.book(reserved, cost.or((!is_remote).then_some(0.0)));
         let body = serde_json::to_vec(&record).expect("records are plain data");
         let outcome = OutcomeRecord {
             call_key: call.key,
@@ -114,18 +128,19 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
             outcome: record.outcome.as_str().to_owned(),
             observation_digest: Digest::of(&body),
             cost_usd: cost.filter(|_| arm.candidate.price.is_some()),
-            retryable,
+            retryable: !is_final(&record, is_remote),
         };
         shared.writer.append_with(outcome, vec![body]).await.map_err(|e| write_error(&e))?;
         match wait {
             Wait::TooLong(after) => {
-                return Ok(Made::NotMade(format!(
+                let why = format!(
                     "the service asks to wait {} s ({}); continue later with --resume",
                     after.as_secs(),
-                    record.error.map(|e| e.message).unwrap_or_default()
-                )));
+                    record.error.as_ref().map(|e| e.message.as_str()).unwrap_or_default()
+                );
+                return Ok(Made::Parked(Box::new(record), why));
             }
-            Wait::For(pause) if retryable => tokio::time::sleep(pause).await,
+            Wait::For(pause) if n_ended < settings.max_attempts => tokio::time::sleep(pause).await,
             _ => return Ok(Made::Ended(Box::new(record))),
         }
     }
@@ -191,6 +206,30 @@ mod tests {
             assert_eq!(jitter(&key, n), jitter(&key, n));
         }
         assert!(jitter(&key, 1) <= BACKOFF_BASE);
+    }
+
+    #[test]
+    fn only_an_answer_or_a_refused_request_is_final() {
+        let is_final = |kind, is_remote| {
+            let result = Err(Error::new(kind, "x"));
+            is_final(&ObservationRecord::new(&result, None, Duration::ZERO, 1), is_remote)
+        };
+        for kind in [
+            ErrorKind::Auth,
+            ErrorKind::Quota,
+            ErrorKind::Transport,
+            ErrorKind::Truncated,
+            ErrorKind::RateLimited,
+            ErrorKind::EngineDied,
+            ErrorKind::Cancelled,
+        ] {
+            assert!(!is_final(kind, true) && !is_final(kind, false), "{kind:?}");
+        }
+        for kind in [ErrorKind::InvalidRequest, ErrorKind::Unsupported, ErrorKind::ContextOverflow]
+        {
+            assert!(is_final(kind, true) && is_final(kind, false), "{kind:?}");
+        }
+        assert!(is_final(ErrorKind::NotFound, false) && !is_final(ErrorKind::NotFound, true));
     }
 
     #[test]

@@ -10,32 +10,29 @@ use std::pin::pin;
 use futures_util::future::{join_all, select};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Notify;
-use weighbridge_core::{Outcome, OutcomeGroup, Placement, Prompt, Result};
+use weighbridge_core::{ErrorKind, Outcome, OutcomeGroup, Placement, Prompt, Result};
 
 use crate::plan::{Plan, max_cost_usd};
 use crate::record::ObservationRecord;
-use crate::runlog::{self, Digest, OutcomeRecord, RunLogWriter, RunState};
+use crate::runlog::{self, Digest, RunLogWriter, RunState};
 
-use super::calls::{Call, make};
+use super::calls::{Call, is_final, is_kind, make};
 use super::{CallId, Observer, RunEvent, RunResult, key_of};
 
 /// After so many infrastructure failures in a row, with every attempt used up, a candidate's
 /// remaining calls are not made.
 const GIVE_UP_AFTER: u32 = 5;
 
-/// The outcome that stands for a call: the final one, or the last when the attempts are used up.
-pub(super) fn settled<'a>(
-    state: &'a RunState,
-    key: &Digest,
-    max_attempts: u32,
-) -> Option<&'a OutcomeRecord> {
-    if let Some(outcome) = state.final_outcome(key) {
-        return Some(outcome);
-    }
-    let call = state.call(key)?;
-    let ended: Vec<_> = call.attempts.iter().filter_map(|a| a.outcome.as_ref()).collect();
-    let (_, last) = ended.last()?;
-    (ended.len() >= max_attempts as usize).then_some(last)
+/// When a service refuses so many requests as such, and has answered none, neither will it answer
+/// the next.
+const REFUSED_AFTER: u32 = 3;
+
+/// How a candidate's calls have gone so far.
+#[derive(Debug, Default)]
+struct Streak {
+    n_failed_in_row: Cell<u32>,
+    n_refused_in_row: Cell<u32>,
+    has_answered: Cell<bool>,
 }
 
 /// What all lanes share.
@@ -102,7 +99,6 @@ pub(super) async fn run(
     hash: &Digest,
     writer: &RunLogWriter,
     state: &RunState,
-    resend: bool,
     result: RunResult,
     observer: &dyn Observer,
 ) -> Result<RunResult> {
@@ -127,7 +123,7 @@ pub(super) async fn run(
     let shared_ref = &shared;
     let lanes = lanes.into_values().map(|arms| async move {
         for arm_idx in arms {
-            run_arm(shared_ref, arm_idx, resend).await?;
+            run_arm(shared_ref, arm_idx).await?;
         }
         Ok::<(), weighbridge_core::Error>(())
     });
@@ -137,36 +133,34 @@ pub(super) async fn run(
     Ok(shared.result.into_inner())
 }
 
-async fn run_arm(shared: &Shared<'_>, arm_idx: usize, resend: bool) -> Result<()> {
+async fn run_arm(shared: &Shared<'_>, arm_idx: usize) -> Result<()> {
     let plan = shared.plan;
     let arm = &plan.arms[arm_idx];
     let name = arm.candidate.name.as_str();
+    let is_remote = arm.card.placement.is_remote();
+    let streak = Streak::default();
     let mut pending = Vec::new();
     let mut n_total = 0;
     for row_idx in 0..plan.dataset.rows.len() {
         for repeat in 0..plan.suite.run.repeats {
             let id = CallId { arm_idx, row_idx, repeat };
             n_total += 1;
-            if plan.dataset.rows[row_idx].is_sensitive && !arm.is_local() {
-                let record = ObservationRecord::without_call(
-                    Outcome::Withheld,
-                    "the sample is sensitive and this model does not run on this machine",
-                );
-                shared.result.borrow_mut().observations.insert(id, record);
-                continue;
-            }
-            if !shared.result.borrow().observations.contains_key(&id) {
-                pending.push(id);
+            // What earlier processes left, and what is not to be called at all, is there already.
+            match shared.result.borrow().observations.get(&id) {
+                Some(record) if record.outcome.is_scored() => streak.has_answered.set(true),
+                Some(record)
+                    if is_final(record, is_remote) || record.outcome == Outcome::UnknownOutcome => {
+                }
+                _ => pending.push(id),
             }
         }
     }
     shared.observer.event(RunEvent::ArmStarted { name, n_done: n_total - pending.len(), n_total });
-    if !arm.card.placement.is_remote() {
+    if !is_remote {
         longest_first(shared, arm_idx, &mut pending);
     }
-    let n_failed_in_row = Cell::new(0_u32);
     let mut calls = stream::iter(pending)
-        .map(|id| one_call(shared, id, resend, &n_failed_in_row))
+        .map(|id| one_call(shared, id, &streak))
         .buffer_unordered(arm.concurrency as usize);
     while let Some(ended) = calls.next().await {
         ended?;
@@ -187,12 +181,7 @@ fn longest_first(shared: &Shared<'_>, arm_idx: usize, pending: &mut [CallId]) {
     });
 }
 
-async fn one_call(
-    shared: &Shared<'_>,
-    id: CallId,
-    resend: bool,
-    n_failed_in_row: &Cell<u32>,
-) -> Result<()> {
+async fn one_call(shared: &Shared<'_>, id: CallId, streak: &Streak) -> Result<()> {
     let plan = shared.plan;
     let arm = &plan.arms[id.arm_idx];
     if shared.is_stopped(id.arm_idx) {
@@ -200,19 +189,6 @@ async fn one_call(
     }
     let key = key_of(plan, shared.hash, id);
     let known = shared.state.call(&key);
-    let is_open = known
-        .and_then(|c| c.attempts.last())
-        .is_some_and(|a| a.outcome.is_none() && a.intent.placement == runlog::Placement::Remote);
-    if is_open && !resend {
-        let record = ObservationRecord::without_call(
-            Outcome::UnknownOutcome,
-            "the call was begun and its end was not seen; it may have been billed",
-        );
-        let mut result = shared.result.borrow_mut();
-        result.n_unknown += 1;
-        result.observations.insert(id, record);
-        return Ok(());
-    }
     let request = arm.request(&plan.dataset.rows[id.row_idx])?;
     let call = Call {
         id,
@@ -220,11 +196,13 @@ async fn one_call(
         max_cost_usd: max_cost_usd(arm, &request),
         request,
         first_attempt: known.map_or(1, runlog::CallState::next_attempt),
-        n_ended: known.map_or(0, |c| c.attempts.iter().filter(|a| a.outcome.is_some()).count())
-            as u32,
     };
     let ended = match make(shared, call).await? {
         Made::Ended(record) => record,
+        Made::Parked(record, why) => {
+            shared.stop(id.arm_idx, &why);
+            record
+        }
         Made::NotMade(why) => {
             shared.stop(id.arm_idx, &why);
             return Ok(());
@@ -232,12 +210,16 @@ async fn one_call(
     };
     let outcome = ended.outcome;
     let message = ended.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+    let is_missing = is_kind(&ended, ErrorKind::NotFound);
+    let is_refused = outcome == Outcome::BadRequest
+        && arm.card.placement.is_remote()
+        && (is_missing || is_kind(&ended, ErrorKind::InvalidRequest));
     shared.result.borrow_mut().observations.insert(id, *ended);
     shared.observer.event(RunEvent::CallEnded { name: &arm.candidate.name, outcome });
     match outcome.group() {
         OutcomeGroup::Infrastructure | OutcomeGroup::Local => {
-            n_failed_in_row.set(n_failed_in_row.get() + 1);
-            if n_failed_in_row.get() == GIVE_UP_AFTER {
+            streak.n_failed_in_row.set(streak.n_failed_in_row.get() + 1);
+            if streak.n_failed_in_row.get() == GIVE_UP_AFTER {
                 shared.stop(
                     id.arm_idx,
                     &format!(
@@ -247,7 +229,20 @@ async fn one_call(
                 );
             }
         }
-        _ => n_failed_in_row.set(0),
+        _ => streak.n_failed_in_row.set(0),
+    }
+    if outcome.is_scored() {
+        streak.has_answered.set(true);
+    }
+    streak.n_refused_in_row.set(if is_refused { streak.n_refused_in_row.get() + 1 } else { 0 });
+    if streak.n_refused_in_row.get() == REFUSED_AFTER && !streak.has_answered.get() {
+        let remedy = match is_missing {
+            true => "mend that and continue with --resume",
+            false => {
+                "the suite asks for what the service does not take: change it, start a new run"
+            }
+        };
+        shared.stop(id.arm_idx, &format!("{message}. No further call was made; {remedy}"));
     }
     match outcome {
         Outcome::Auth | Outcome::Quota => shared.stop(
@@ -263,6 +258,8 @@ async fn one_call(
 pub(super) enum Made {
     /// It ended, well or not.
     Ended(Box<ObservationRecord>),
+    /// It ended, but the service wants to be left alone: the candidate's others are not made.
+    Parked(Box<ObservationRecord>, String),
     /// It was not made, and neither will the candidate's others be.
     NotMade(String),
 }

@@ -3,7 +3,7 @@
 mod calls;
 mod lanes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::thread;
 
@@ -12,8 +12,8 @@ use weighbridge_core::{Error, ErrorKind, Outcome, Result};
 use crate::plan::Plan;
 use crate::record::ObservationRecord;
 use crate::runlog::{
-    Digest, RunLogError, RunLogErrorKind, RunLogReader, RunLogWriter, RunRecord, RunState,
-    WriterOptions, call_key,
+    CallState, Digest, NoteRecord, Placement, RunLogError, RunLogErrorKind, RunLogReader,
+    RunLogWriter, RunRecord, RunState, WriterOptions, call_key,
 };
 
 /// The folder of the run log inside a run's folder.
@@ -82,7 +82,8 @@ impl Observer for Unobserved {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct RunResult {
-    /// One record per finished call.
+    /// One record per finished call. One that failed for want of a network, a key or money stands
+    /// for now: a resume makes the call again.
     pub observations: HashMap<CallId, ObservationRecord>,
     /// Candidates whose calls were broken off, and why.
     pub stopped: Vec<(String, String)>,
@@ -90,10 +91,15 @@ pub struct RunResult {
     pub spent_usd: f64,
     /// USD that calls without a known end may have cost.
     pub maybe_spent_usd: f64,
-    /// Calls that were begun and whose end was never seen.
+    /// Calls to other machines that were begun and whose end was never seen, also those that were
+    /// then made again: each may have been billed.
     pub n_unknown: usize,
-    /// Root over the run log's records, lower-case hex, once it is sealed.
+    /// Root over the run log's records, lower-case hex, once it is sealed; it is sealed when no
+    /// call is left that a resume would make.
     pub log_root: Option<String>,
+    /// What a resume found changed since the run was started, as `path: old → new`. None of it can
+    /// change an answer or its score; a changed decision can still change the verdict.
+    pub changed_since_start: Vec<String>,
     /// When the run was created, as its first process wrote it.
     pub created: String,
 }
@@ -136,7 +142,11 @@ pub fn run(plan: &Plan, dir: &Path, start: &Start, observer: &dyn Observer) -> R
             None => create(&log_dir, dir, plan, hash, created)?,
         },
     };
-    let mut result = RunResult { created: opened.created.clone(), ..RunResult::default() };
+    let mut result = RunResult {
+        created: opened.created.clone(),
+        changed_since_start: opened.changed.clone(),
+        ..RunResult::default()
+    };
     replay(plan, &hash, &opened, &log_dir, dir, &mut result)?;
     let Some(writer) = opened.writer else {
         // Sealed: every call has its outcome, nothing is left to do.
@@ -155,7 +165,6 @@ pub fn run(plan: &Plan, dir: &Path, start: &Start, observer: &dyn Observer) -> R
                     &hash,
                     &writer,
                     &opened.state,
-                    opened.resend,
                     result,
                     observer,
                 )))
@@ -176,7 +185,21 @@ pub fn run(plan: &Plan, dir: &Path, start: &Start, observer: &dyn Observer) -> R
         Some(failure) => log_error(&failure, dir),
         None => e,
     })?;
-    if result.stopped.is_empty() {
+    let unfinished: HashSet<usize> = all_calls(plan)
+        .filter(|id| {
+            let is_remote = plan.arms[id.arm_idx].card.placement.is_remote();
+            let record = result.observations.get(id);
+            !record.is_some_and(|record| calls::is_final(record, is_remote))
+        })
+        .map(|id| id.arm_idx)
+        .collect();
+    // Whatever stopped a candidate whose calls all have their end took nothing away.
+    result
+        .stopped
+        .retain(|(name, _)| plan.arm_idx(name).is_some_and(|idx| unfinished.contains(&idx)));
+    result.spent_usd = usd(result.spent_usd);
+    result.maybe_spent_usd = usd(result.maybe_spent_usd);
+    if unfinished.is_empty() {
         let sealed = writer.seal().wait().map_err(|e| log_error(&e, dir))?;
         result.log_root = Some(sealed.root.to_string());
     }
@@ -189,7 +212,11 @@ struct Opened {
     state: RunState,
     resend: bool,
     created: String,
+    changed: Vec<String>,
 }
+
+/// The kind of the note that lists what a resume found changed.
+const CHANGED_NOTE: &str = "configuration_changed";
 
 fn create(log_dir: &Path, dir: &Path, plan: &Plan, hash: Digest, created: &str) -> Result<Opened> {
     let configuration = plan.configuration.to_string();
@@ -204,7 +231,8 @@ fn create(log_dir: &Path, dir: &Path, plan: &Plan, hash: Digest, created: &str) 
     let writer = RunLogWriter::create(log_dir, record, configuration.into_bytes(), options)
         .map_err(|e| log_error(&e, dir))?;
     let state = RunState::default();
-    Ok(Opened { writer: Some(writer), state, resend: true, created: created.to_owned() })
+    let (created, changed) = (created.to_owned(), Vec::new());
+    Ok(Opened { writer: Some(writer), state, resend: true, created, changed })
 }
 
 /// Opens the log of an earlier process; `None` if that died before it had written anything.
@@ -226,33 +254,76 @@ fn reopen(
         };
     };
     if run.configuration_hash != *hash {
-        let old = reader
-            .blob(&run.configuration_digest)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let old = stored_configuration(&reader, &run).unwrap_or_default();
         let mut changed = Vec::new();
-        differences("", &old, &plan.configuration, &mut changed);
+        differences("", &old["identity"], &parsed(&plan.configuration)["identity"], &mut changed);
         changed.truncate(8);
         return Err(Error::new(
             ErrorKind::InvalidInput,
             format!(
-                "cannot resume {}: suite, data, models or program changed since ({}); undo the \
+                "cannot resume {}: suite, data or models changed since ({}); undo the \
                  change, or start a new run",
                 dir.display(),
                 changed.join("; ")
             ),
         ));
     }
+    let mut old = stored_configuration(&reader, &run).map_err(|e| log_error(&e, dir))?;
+    let mut new = parsed(&plan.configuration);
+    for configuration in [&mut old, &mut new] {
+        configuration["identity"] = serde_json::Value::Null;
+    }
+    let mut changed = Vec::new();
+    differences("", &old, &new, &mut changed);
+    let noted = noted_changes(reader.state());
+    let is_noted = noted.last().map_or(changed.is_empty(), |last| *last == changed);
+    let now = changed.clone();
+    // What an earlier resume tried and this one took back has been seen all the same.
+    for earlier in noted.into_iter().flatten().filter(|c| !now.contains(c)) {
+        let earlier = format!("{earlier} (in an earlier resume)");
+        if !changed.contains(&earlier) {
+            changed.push(earlier);
+        }
+    }
     let created = run.created;
-    if reader.state().seal().is_some() && reader.damage().is_none() {
+    if reader.state().seal().is_some() && reader.damage().is_none() && is_noted {
         let state = reader.state().clone();
-        return Ok(Some(Opened { writer: None, state, resend, created }));
+        return Ok(Some(Opened { writer: None, state, resend, created, changed }));
     }
     drop(reader);
     let (writer, state) = RunLogWriter::resume(log_dir, Some(hash), WriterOptions::default())
         .map_err(|e| log_error(&e, dir))?;
-    Ok(Some(Opened { writer: Some(writer), state, resend, created }))
+    if !is_noted {
+        let text = match now.is_empty() {
+            true => "resumed with the settings of the start again".to_owned(),
+            false => format!("resumed with other settings: {}", now.join("; ")),
+        };
+        let note = NoteRecord::new(CHANGED_NOTE, text, serde_json::json!({ "changes": now }));
+        writer.append(note).wait().map_err(|e| log_error(&e, dir))?;
+    }
+    Ok(Some(Opened { writer: Some(writer), state, resend, created, changed }))
+}
+
+/// The configuration that the run was started with.
+fn stored_configuration(
+    reader: &RunLogReader,
+    run: &RunRecord,
+) -> std::result::Result<serde_json::Value, RunLogError> {
+    let bytes = reader.blob(&run.configuration_digest)?;
+    Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+/// A configuration as it would come back from the log, so that numbers compare equal.
+fn parsed(configuration: &serde_json::Value) -> serde_json::Value {
+    serde_json::from_str(&configuration.to_string()).unwrap_or_default()
+}
+
+/// What each resume with other settings found changed, in order.
+fn noted_changes(state: &RunState) -> Vec<Vec<String>> {
+    let notes = state.notes().iter().filter(|(_, note)| note.kind == CHANGED_NOTE);
+    notes
+        .map(|(_, note)| serde_json::from_value(note.data["changes"].clone()).unwrap_or_default())
+        .collect()
 }
 
 /// The paths at which two configurations differ, with both values.
@@ -289,7 +360,20 @@ fn differences(
     out.push(format!("{path}: {} → {}", short(old), short(new)));
 }
 
-/// Fills in what earlier processes observed.
+/// An amount of money to the millionth of a millionth: sums in another order give the same, and
+/// nothing is never minus nothing.
+fn usd(amount: f64) -> f64 {
+    (amount * 1e12).round() / 1e12 + 0.0
+}
+
+/// Whether the last attempt left the machine and its end was never seen.
+fn is_open(call: &CallState) -> bool {
+    call.attempts
+        .last()
+        .is_some_and(|a| a.outcome.is_none() && a.intent.placement == Placement::Remote)
+}
+
+/// Fills in what earlier processes observed, and what stands for calls that are not to be made.
 fn replay(
     plan: &Plan,
     hash: &Digest,
@@ -298,16 +382,40 @@ fn replay(
     dir: &Path,
     result: &mut RunResult,
 ) -> Result<()> {
-    result.spent_usd = opened.state.known_cost_usd();
-    result.maybe_spent_usd = opened.state.unknown_cost_cap_usd();
-    if opened.state.n_outcomes() == 0 {
-        return Ok(());
+    let state = &opened.state;
+    result.spent_usd = usd(state.known_cost_usd());
+    result.maybe_spent_usd = usd(state.unknown_cost_cap_usd());
+    let open = state.open_intents();
+    result.n_unknown = open.iter().filter(|o| o.intent.placement == Placement::Remote).count();
+    let is_sealed = opened.writer.is_none();
+    if is_sealed {
+        result.log_root = state.seal().map(|seal| seal.root.to_string());
     }
-    let reader = RunLogReader::open(log_dir).map_err(|e| log_error(&e, dir))?;
-    result.log_root = opened.state.seal().map(|seal| seal.root.to_string());
+    let reader = match state.n_outcomes() {
+        0 => None,
+        _ => Some(RunLogReader::open(log_dir).map_err(|e| log_error(&e, dir))?),
+    };
     for id in all_calls(plan) {
-        let key = key_of(plan, hash, id);
-        let Some(outcome) = lanes::settled(&opened.state, &key, plan.suite.run.max_attempts) else {
+        if plan.dataset.rows[id.row_idx].is_sensitive && !plan.arms[id.arm_idx].is_local() {
+            let record = ObservationRecord::without_call(
+                Outcome::Withheld,
+                "the sample is sensitive and this model does not run on this machine",
+            );
+            result.observations.insert(id, record);
+            continue;
+        }
+        let Some(call) = state.call(&key_of(plan, hash, id)) else { continue };
+        if is_open(call) && (is_sealed || !opened.resend) {
+            let record = ObservationRecord::without_call(
+                Outcome::UnknownOutcome,
+                "the call was begun and its end was not seen; it may have been billed",
+            );
+            result.observations.insert(id, record);
+            continue;
+        }
+        // The final outcome, or the last one, which stands until the call is made again.
+        let ended = call.attempts.iter().rev().find_map(|a| Some(&a.outcome.as_ref()?.1));
+        let Some((outcome, reader)) = call.final_outcome().or(ended).zip(reader.as_ref()) else {
             continue;
         };
         let body = reader.blob(&outcome.observation_digest).map_err(|e| log_error(&e, dir))?;

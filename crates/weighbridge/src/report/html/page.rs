@@ -2,7 +2,7 @@
 
 use super::escape::{Element, Markup, el};
 use super::numbers::{counted, level};
-use crate::report::{CandidateReport, Line, Report};
+use crate::report::{CandidateReport, ControlResult, Line, Report};
 
 /// Sections in order: id and name in the navigation.
 pub(super) const SECTIONS: [(&str, &str); 6] = [
@@ -89,12 +89,8 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
             Line::Warning { text } => {
                 warnings.push(el("li").with(badge("! broken off", "bad")).with(" ").with(text));
             }
-            Line::Control { passed, text } => {
-                let badge = match passed {
-                    true => badge("\u{2713} as expected", "good"),
-                    false => badge("\u{2717} FAILED", "bad"),
-                };
-                controls.push(el("li").with(badge).with(" ").with(text));
+            Line::Control { result, text } => {
+                controls.push(el("li").with(control_badge(*result)).with(" ").with(text));
             }
             Line::Disagreement { id, text } => {
                 let link = el("a").attr("href", "#samples").attr("data-sample", id).with(id);
@@ -233,5 +229,14 @@ impl Table {
             .attr("aria-label", &self.caption)
             .attr("tabindex", 0)
             .with(table)
+    }
+}
+
+/// How a control came out.
+pub(super) fn control_badge(result: ControlResult) -> Element {
+    match result {
+        ControlResult::AsExpected => badge("\u{2713} as expected", "good"),
+        ControlResult::Failed => badge("\u{2717} FAILED", "bad"),
+        ControlResult::NotDecidable => badge("? not decidable", "open"),
     }
 }

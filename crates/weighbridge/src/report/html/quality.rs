@@ -7,12 +7,14 @@ use super::escape::{Element, Markup, el};
 use super::numbers::{
     counted, level, p_value, part, points_interval, share, share_interval, whole,
 };
-use super::page::{Table, badge, callout, candidate_label, long, section, subheading};
+use super::page::{
+    Table, badge, callout, candidate_label, control_badge, long, section, subheading,
+};
 use crate::compare::{
     Cause, Comparison, Difference, EvidenceKind, Failures, MIN_PAIRS, MissingAnalysis, PairTable,
     SliceComparison, SliceFinding, points,
 };
-use crate::report::{CandidateReport, ControlReport, Quality, Report};
+use crate::report::{CandidateReport, ControlReport, ControlResult, Quality, Report};
 
 pub(super) fn quality(report: &Report) -> Element {
     let weighed: Vec<_> = report.candidates.iter().filter(|c| !c.is_control).collect();
@@ -62,18 +64,16 @@ pub(super) fn controls(report: &Report) -> Element {
 
 fn control(report: &Report, control: &ControlReport) -> Element {
     let comparison = &control.comparison;
-    let badge = if control.passed {
-        badge("\u{2713} as expected", "good")
-    } else {
-        badge("\u{2717} FAILED", "bad")
-    };
     let details = el("details").class("more").with(
         el("summary").with(format!("{} against {}", comparison.candidate, comparison.reference)),
     );
-    let details = if control.passed { details } else { details.flag("open") };
+    let details = match control.result {
+        ControlResult::AsExpected => details,
+        _ => details.flag("open"),
+    };
     el("article")
         .class("control")
-        .with(el("h3").with(&control.name).with(" ").with(badge))
+        .with(el("h3").with(&control.name).with(" ").with(control_badge(control.result)))
         .with(el("p").with(&control.finding))
         .with(details.with(held_against(report, comparison)))
 }
@@ -191,6 +191,7 @@ fn cause_text(cause: Cause) -> &'static str {
         Cause::MissingAnswers => "missing answers",
         Cause::ReadingSheet => "fewer pairs than a comparison needs",
         Cause::NobodyRight => "nobody right",
+        Cause::TooFewClusters => "too few clusters",
         Cause::TooFewSamples => "too few samples",
     }
 }
@@ -222,6 +223,21 @@ fn held_against(report: &Report, comparison: &Comparison) -> Markup {
             facts.with(fact("Exact McNemar", format!("{} (samples as independent)", p_value(p))));
     }
     facts = facts
+        .with((comparison.n_withheld > 0).then(|| {
+            fact(
+                "Outside",
+                format!(
+                    "{} that one side must not see; nothing is known of them",
+                    counted(comparison.n_withheld, "sensitive sample")
+                ),
+            )
+        }))
+        .with((comparison.n_unscored > 0).then(|| {
+            fact(
+                "No score",
+                format!("{} without a right answer", counted(comparison.n_unscored, "sample")),
+            )
+        }))
         .with(fact(
             "Pairs",
             format!(

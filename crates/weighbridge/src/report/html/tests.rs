@@ -124,6 +124,8 @@ fn comparison(reference: &str, candidate: &str) -> Comparison {
         candidate: candidate.into(),
         evaluator: Some("fields".into()),
         n_pairs: 296,
+        n_withheld: 0,
+        n_unscored: 0,
         mcnemar_p: Some(0.000_1),
         table: Some(PairTable { both: 255, only_reference: 27, only_candidate: 5, neither: 9 }),
         n_same_answer: 250,
@@ -223,13 +225,13 @@ fn report() -> Report {
         controls: vec![
             ControlReport {
                 name: "same model twice".into(),
-                passed: true,
+                result: crate::report::ControlResult::AsExpected,
                 finding: "no difference found: 0.0 points apart".into(),
                 comparison: comparison("triage-open", "triage-open"),
             },
             ControlReport {
                 name: "damaged model".into(),
-                passed: false,
+                result: crate::report::ControlResult::Failed,
                 finding: "switch not refused".into(),
                 comparison: comparison("triage-open", "open-damaged"),
             },
