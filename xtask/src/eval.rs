@@ -11,18 +11,42 @@ const DEMO_CLOSED: &str = "candle:fixtures/triage-large";
 
 pub(crate) fn run(args: &[&str]) -> Result<u8, String> {
     let program = &build()?;
-    if !args.is_empty() {
-        return weighbridge(program, args);
-    }
+    let resumed = match demo_to_resume(args) {
+        Some(resumed) => resumed,
+        None if args.is_empty() => Vec::new(),
+        None => return weighbridge(program, &[args, &["--called-as", "cargo xtask"]].concat()),
+    };
     let server = StandIn::start(program)?;
     eprintln!(
         "stand-in  triage-large answers on {} from a process of its own, in place of a closed model",
         server.url
     );
     let define = format!("STAND_IN={}", server.url);
-    let code = weighbridge(program, &[DEMO_SUITE, "--define", &define])?;
+    let mut demo = vec![DEMO_SUITE, "--define", &define, "--resume-hint", "cargo xtask eval"];
+    demo.extend(resumed.iter().map(String::as_str));
+    let code = weighbridge(program, &demo)?;
     println!("Weigh your own data: cargo xtask eval --data FILE");
     Ok(code)
+}
+
+/// The arguments of a resume that names no suite, where it is the demo that is resumed: its folder
+/// keeps no suite of its own. The folder is where the user is, or in the repository's root.
+fn demo_to_resume(args: &[&str]) -> Option<Vec<String>> {
+    let (dir, rest) = match args {
+        ["--resume", dir, rest @ ..] => (*dir, rest),
+        [first, rest @ ..] => (first.strip_prefix("--resume=")?, rest),
+        [] => return None,
+    };
+    if rest.iter().any(|arg| !arg.starts_with('-')) || Path::new(dir).join("suite.toml").is_file() {
+        return None;
+    }
+    let dir = match std::path::absolute(dir) {
+        Ok(path) if path.is_dir() => path,
+        _ => root().join(dir),
+    };
+    let mut resumed = vec!["--resume".to_owned(), dir.to_string_lossy().into_owned()];
+    resumed.extend(rest.iter().map(|arg| (*arg).to_owned()));
+    Some(resumed)
 }
 
 /// Builds the program for the CPU it will run on, apart from other builds, because flags that

@@ -11,6 +11,7 @@ const HELP: &str = "\
 Usage: cargo xtask TASK
 
   eval                 the demo: a small open model against a stand-in for a closed one
+  eval --resume DIR    goes on with a demo that was broken off
   eval SUITE [ARG …]   any suite; the arguments are those of `weighbridge eval`
   eval --data FILE …   your own data: looks for models on this machine, shows the plan, asks
   test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json

@@ -1,5 +1,6 @@
 //! `cargo xtask test`.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -7,6 +8,8 @@ use crate::shell::{self, answers, cargo, output, root};
 
 /// Where the result of the last full run is kept.
 const FULL_RESULT: &str = "docs/test-full.json";
+/// The official client that the server is tested with.
+const SDK: &str = "openai==3.54.0";
 
 pub(crate) fn run(full: bool) -> Result<u8, String> {
     let started = Instant::now();
@@ -28,7 +31,7 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
         ]);
     }
     if full {
-        tests.env("WEIGHBRIDGE_FULL_TESTS", "1");
+        tests.env("WEIGHBRIDGE_FULL_TESTS", "1").env("WEIGHBRIDGE_SDK_PYTHON", sdk_python()?);
     }
     shell::run(&mut tests)?;
     shell::run(cargo().args(["test", "--locked", "--workspace", "--doc"]))?;
@@ -36,6 +39,20 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
         keep_result(started.elapsed().as_secs())?;
     }
     Ok(0)
+}
+
+/// A Python with the official client, as a peer of our server; made under `target/` if need be.
+fn sdk_python() -> Result<PathBuf, String> {
+    let dir = root().join("target/sdk-venv");
+    let python = dir.join("bin/python");
+    if !answers(Command::new(&python).args(["-c", "import openai"])) {
+        let remedy = "; --full needs Python 3 with venv, and the PyPI package `openai`";
+        let with_remedy = |e| format!("{e}{remedy}");
+        shell::run(Command::new("python3").args(["-m", "venv"]).arg(&dir)).map_err(with_remedy)?;
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK];
+        shell::run(Command::new(&python).args(install)).map_err(with_remedy)?;
+    }
+    Ok(python)
 }
 
 fn keep_result(n_seconds: u64) -> Result<(), String> {

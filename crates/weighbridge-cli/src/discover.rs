@@ -3,14 +3,14 @@
 //! Demo models are never used here. Whatever is guessed is printed and can be said instead.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use weighbridge::data::{as_text, peek};
 use weighbridge::plan::Ledger;
 use weighbridge::{
-    Egress, EgressScope, Environment, Error, ErrorKind, ModelListing, OpenContext, Result, Suite,
-    Weights, block_on, suite,
+    Egress, EgressScope, Environment, Error, ErrorKind, ModelListing, ModelRef, OpenContext,
+    Result, Suite, Weights, block_on, suite,
 };
 
 /// What the user said.
@@ -37,50 +37,121 @@ const KEYS: [(&str, &str); 1] =
 /// Folders in which model folders are looked for.
 const MODEL_DIRS: [&str; 2] = [".", "models"];
 
+/// The suite and its text.
+pub(crate) struct Proposal {
+    pub(crate) suite: Suite,
+    /// Its paths are absolute, so that it means the same wherever it is kept.
+    pub(crate) text: String,
+}
+
 /// A suite for this file and the models there are; its text goes to standard error.
-pub(crate) fn propose(wanted: &Wanted<'_>, environment: &Environment) -> Result<Suite> {
+pub(crate) fn propose(wanted: &Wanted<'_>, environment: &Environment) -> Result<Proposal> {
     let columns = peek(wanted.data)?;
     let found = find_models(environment, wanted.offline);
     eprintln!("looked for models");
     for line in &found.lines {
         eprintln!("  {line}");
     }
-    let mut models: Vec<String> = Vec::new();
-    models.extend(wanted.current.map(str::to_owned));
-    models.extend(wanted.candidates.iter().cloned());
-    if models.len() < 2 {
-        let more = found.models.iter().map(|m| m.model.to_string());
-        let more: Vec<_> = more.filter(|m| !models.contains(m)).collect();
-        models.extend(more);
-        models.truncate(2);
-    }
-    if models.len() < 2 {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "two models are needed and {} found; name them: --current PROVIDER:LOCATION \
-                 --candidate PROVIDER:LOCATION, for instance --current \
-                 openai-compatible:https://api.openai.com/v1#MODEL --candidate \
-                 candle:models/my-model (a folder in Hugging Face form)",
-                match models.len() {
-                    0 => "none was",
-                    _ => "one was",
-                }
-            ),
-        ));
-    }
+    let models = choose(wanted, &found, environment)?;
     let text = suite_text(wanted, &columns, &models)?;
     eprintln!("proposed suite (save it as suite.toml to change it)\n");
     for line in text.lines() {
         eprintln!("  {line}");
     }
     eprintln!();
-    suite::read_str(&text, Path::new(""), "the proposed suite")
+    let suite = suite::read_str(&text, Path::new(""), "the proposed suite")?;
+    Ok(Proposal { suite, text })
+}
+
+/// The model in use today, then its challengers. A named candidate is always a challenger: the
+/// burden of proof lies on change, so nothing becomes the model in use by where it was named.
+fn choose(wanted: &Wanted<'_>, found: &Found, environment: &Environment) -> Result<Vec<String>> {
+    let absolute = |model: &String| absolute(model, environment);
+    let mut challengers: Vec<String> = wanted.candidates.iter().map(absolute).collect();
+    let names: Vec<String> =
+        found.models.iter().map(|m| absolute(&m.listing.model.to_string())).collect();
+    let current = match wanted.current {
+        Some(current) => absolute(&current.to_owned()),
+        None => {
+            let free = names.iter().position(|name| !challengers.contains(name));
+            let Some(i) = free else { return Err(none_found("--current", &names)) };
+            let why = match found.models[i].is_server {
+                true => "a server that runs",
+                false => "a model folder; no other server runs",
+            };
+            eprintln!(
+                "current   {}\n  {why}: taken as the model in use today; say --current to change \
+                 that",
+                names[i]
+            );
+            names[i].clone()
+        }
+    };
+    if challengers.is_empty() {
+        let Some(challenger) = names.iter().find(|name| **name != current) else {
+            return Err(none_found("--candidate", &names));
+        };
+        eprintln!(
+            "candidate {challenger}\n  found here: taken as its challenger; say --candidate to \
+             change that"
+        );
+        challengers.push(challenger.clone());
+    }
+    challengers.insert(0, current);
+    Ok(challengers)
+}
+
+fn none_found(flag: &str, found: &[String]) -> Error {
+    let (question, example) = match flag {
+        "--current" => (
+            "which model is in use today?",
+            "--current openai-compatible:https://api.openai.com/v1#MODEL",
+        ),
+        _ => (
+            "which model is to be weighed against it?",
+            "--candidate candle:models/my-model (a folder in Hugging Face form)",
+        ),
+    };
+    let found = match found {
+        [] => "no model was found on this machine".to_owned(),
+        found => format!("of the models found on this machine ({}) none is left", found.join(", ")),
+    };
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!("{question} {found}; name it: {flag} PROVIDER:LOCATION, for instance {example}"),
+    )
+}
+
+/// The same name with an absolute path, where the location is a path of this machine.
+fn absolute(model: &str, environment: &Environment) -> String {
+    let unchanged = || model.to_owned();
+    let Ok(mut name) = model.parse::<ModelRef>() else { return unchanged() };
+    let Ok(provider) = environment.registry.provider(&name.provider) else { return unchanged() };
+    if provider.describe().needs_egress || !Path::new(&name.location).exists() {
+        return unchanged();
+    }
+    let Ok(path) = std::path::absolute(&name.location) else { return unchanged() };
+    // Without `.` and the like, so that one folder has one name.
+    let path: PathBuf = path.components().collect();
+    let Some(path) = path.to_str() else { return unchanged() };
+    name.location = path.to_owned();
+    let text = name.to_string();
+    // A folder with `#` or `@` in its name would be read as something else.
+    match text.parse::<ModelRef>() {
+        Ok(read) if read == name => text,
+        _ => unchanged(),
+    }
 }
 
 struct Found {
-    models: Vec<ModelListing>,
+    /// Likeliest to be in use today first.
+    models: Vec<FoundModel>,
     lines: Vec<String>,
+}
+
+struct FoundModel {
+    listing: ModelListing,
+    is_server: bool,
 }
 
 fn find_models(environment: &Environment, offline: bool) -> Found {
@@ -113,7 +184,7 @@ fn find_models(environment: &Environment, offline: bool) -> Found {
                             listing.model.location = format!("{dir}/{}", listing.model.location);
                         }
                         found.lines.push(format!("found {}", listing.model));
-                        found.models.push(listing);
+                        found.models.push(FoundModel { listing, is_server: needs_egress });
                     }
                 }
                 Err(error) => found.lines.push(format!("{}: {error}", provider.id())),
@@ -125,8 +196,9 @@ fn find_models(environment: &Environment, offline: bool) -> Found {
          models/"
             .to_owned(),
     );
-    // Those that are not open first: one of them is more likely in use today.
-    found.models.sort_by_key(|m| m.card.weights == Weights::Open);
+    // Servers first, and among them those that are not open: one of them is more likely in use
+    // today than a folder.
+    found.models.sort_by_key(|m| (!m.is_server, m.listing.card.weights == Weights::Open));
     found
 }
 
@@ -163,7 +235,14 @@ fn suite_text(
     let name: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
     let _ = writeln!(out, "version = 1\nname = {}\ncurrent = \"current\"", quoted(&name));
-    let _ = writeln!(out, "[data]\nfile = {}", quoted(&wanted.data.display().to_string()));
+    let file = std::path::absolute(wanted.data).unwrap_or_else(|_| wanted.data.to_owned());
+    let file = file.to_str().ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("the path of {} is not UTF-8; rename or move it", wanted.data.display()),
+        )
+    })?;
+    let _ = writeln!(out, "[data]\nfile = {}", quoted(file));
     if names.contains(&"id") {
         out.push_str("id = \"id\"\n");
     }

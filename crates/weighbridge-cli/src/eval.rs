@@ -1,10 +1,11 @@
 //! `weighbridge eval`.
 
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use weighbridge::compare::{Cause, EvidenceKind};
+use weighbridge::compare::EvidenceKind;
 use weighbridge::report::{self, Report};
 use weighbridge::verdict::Action;
 use weighbridge::{
@@ -12,33 +13,42 @@ use weighbridge::{
 };
 
 use crate::progress::Progress;
-use crate::{EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_REPORT, EXIT_OK, discover, environment};
+use crate::{
+    EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_REPORT, EXIT_OK, discover, environment, hint,
+};
+
+/// The name of a proposed suite in the folder of its run.
+const KEPT_SUITE: &str = "suite.toml";
 
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct EvalArgs {
-    /// The suite to run
-    #[arg(required_unless_present = "data", conflicts_with = "data")]
-    suite: Option<PathBuf>,
-    /// A .jsonl or .csv file of real inputs: looks for models on this machine and proposes a suite
-    #[arg(long)]
+    /// The suite to run: a TOML file that names data, models and how answers are judged
+    #[arg(required_unless_present_any = ["data", "resume"], conflicts_with = "data")]
+    pub(crate) suite: Option<PathBuf>,
+    /// Instead of a suite: a .jsonl or .csv file of real inputs. Looks for models on this machine,
+    /// proposes a suite, and asks before it runs
+    #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// With --data: the model in use today, as PROVIDER:LOCATION
-    #[arg(long, requires = "data")]
+    /// With --data: the model in use today, as PROVIDER:LOCATION; default: one found on this
+    /// machine, running servers first
+    #[arg(long, requires = "data", value_name = "MODEL")]
     current: Option<String>,
-    /// With --data: a model to weigh against it; may be given several times
-    #[arg(long, requires = "data")]
+    /// With --data: a model that might replace it, as PROVIDER:LOCATION; may be given several times
+    #[arg(long, requires = "data", value_name = "MODEL")]
     candidate: Vec<String>,
-    /// With --data: the prompt, as in "Summarise: {{ text }}"
+    /// With --data: the prompt, as in "Summarise: {{ text }}", where `text` is a column
     #[arg(long, requires = "data")]
     prompt: Option<String>,
     /// With --data: the column that holds the right answer
-    #[arg(long, requires = "data")]
+    #[arg(long, requires = "data", value_name = "COLUMN")]
     target: Option<String>,
     /// Folder of the run; default runs/NAME-TIME
-    #[arg(long)]
+    #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Continue the run in this folder
-    #[arg(long, conflicts_with = "out")]
+    /// Go on with the run in this folder; suite, --define, --limit and --offline as before.
+    /// Without a suite: the one kept in the folder, as --data runs do
+    #[arg(long, conflicts_with_all = ["out", "data"], value_name = "DIR")]
     resume: Option<PathBuf>,
     /// With --resume: leave calls whose end was never seen missing, since they may have been billed
     #[arg(long, requires = "resume")]
@@ -47,18 +57,24 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     plan: bool,
     /// Use only the first so many samples
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Open no connection at all, not even to a server on this machine
     #[arg(long)]
-    limit: Option<usize>,
-    /// Build no client that could reach the network
-    #[arg(long)]
-    offline: bool,
-    /// A value for ${NAME} in the suite's model names, as NAME=VALUE
+    pub(crate) offline: bool,
+    /// A value for ${NAME} in the suite's model names
     #[arg(long = "define", value_name = "NAME=VALUE")]
-    defines: Vec<String>,
-    /// Exit with 1 if the challenger is worse than the margin allows, 2 if that is not decided
+    pub(crate) defines: Vec<String>,
+    /// Let the exit code say whether the challenger holds; see below
     #[arg(long)]
-    gate: bool,
-    /// Ask nothing
+    pub(crate) gate: bool,
+    /// How this program was called, for the commands it prints
+    #[arg(long, hide = true)]
+    pub(crate) called_as: Option<String>,
+    /// The whole command that goes on with this run, but for its folder
+    #[arg(long, hide = true)]
+    pub(crate) resume_hint: Option<String>,
+    /// Run without asking whether to
     #[arg(long, short)]
     yes: bool,
     /// No progress bars
@@ -66,9 +82,17 @@ pub(crate) struct EvalArgs {
     quiet: bool,
 }
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  a report was written; with --gate: the challenger is better, or not worse by more than the
+     margin
+  1  with --gate: the challenger is worse by more than the margin, the whole interval says so
+  2  with --gate: neither is proven
+  3  there is no report: wrong usage, or no model answered";
+
 pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
     let environment = environment()?;
-    let mut suite = read_suite(args, &environment)?;
+    let (mut suite, proposed) = read_suite(args, &environment)?;
     suite.run.offline |= args.offline;
     if args.limit.is_some() {
         suite.data.limit = args.limit;
@@ -96,8 +120,14 @@ pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
         return Ok(EXIT_NO_REPORT);
     }
     let (dir, start) = place(args, &name);
+    let kept = match &proposed {
+        Some(text) => Some(keep(text, &dir)?),
+        None => None,
+    };
+    let suite_path = kept.as_deref().or(args.suite.as_deref());
+    let resume = hint::resume_command(args, suite_path, &dir);
     if args.resume.is_none() {
-        eprintln!("run       {} (if it is broken off: --resume {})", dir.display(), dir.display());
+        eprintln!("run       {}\nif it is broken off, go on with\n  {resume}", dir.display());
     }
     let evaluation = if args.quiet {
         evaluate(&plan, &dir, &start, &Unobserved)?
@@ -105,17 +135,22 @@ pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
         evaluate(&plan, &dir, &start, &Progress::new())?
     };
     show_contacts(&plan);
+    if evaluation.report.log_root.is_none() {
+        eprintln!("the run is not complete; go on with\n  {resume}");
+    }
     let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let width = terminal_width();
-    println!();
-    print!("{}", report::render_terminal(&evaluation.report, &evaluation.samples, width, color));
-    println!("Report: {}", evaluation.dir.join("report.html").display());
+    let mut text = String::from("\n");
+    text += &report::render_terminal(&evaluation.report, &evaluation.samples, width, color);
+    let _ = writeln!(text, "Report: {}", evaluation.dir.join("report.html").display());
+    crate::print(&text)?;
     Ok(if args.gate { gate(&evaluation.report) } else { EXIT_OK })
 }
 
-fn read_suite(args: &EvalArgs, environment: &Environment) -> Result<Suite> {
+/// The suite, and its text if it was proposed here.
+fn read_suite(args: &EvalArgs, environment: &Environment) -> Result<(Suite, Option<String>)> {
     match (&args.suite, &args.data) {
-        (Some(path), _) => suite::read(path),
+        (Some(path), _) => Ok((suite::read(path)?, None)),
         (None, Some(data)) => {
             let wanted = discover::Wanted {
                 data,
@@ -125,9 +160,45 @@ fn read_suite(args: &EvalArgs, environment: &Environment) -> Result<Suite> {
                 target: args.target.as_deref(),
                 offline: args.offline,
             };
-            discover::propose(&wanted, environment)
+            let proposal = discover::propose(&wanted, environment)?;
+            Ok((proposal.suite, Some(proposal.text)))
         }
-        (None, None) => Err(Error::new(ErrorKind::InvalidInput, "name a suite, or --data FILE")),
+        (None, None) => {
+            // Checked by the parser: one of the three is there.
+            let dir = args.resume.as_deref().unwrap_or(Path::new("."));
+            let path = dir.join(KEPT_SUITE);
+            if !path.is_file() {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "name the suite that the run in {} was started with: eval SUITE --resume \
+                         {}",
+                        dir.display(),
+                        hint::quoted(&dir.display().to_string())
+                    ),
+                ));
+            }
+            Ok((suite::read(&path)?, None))
+        }
+    }
+}
+
+/// Keeps a proposed suite in the run's folder, where a resume finds it.
+fn keep(text: &str, dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(KEPT_SUITE);
+    let failed =
+        |e| Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).with_source(e);
+    if std::fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
+        return Ok(path);
+    }
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    match std::fs::File::create_new(&path).and_then(|mut file| file.write_all(text.as_bytes())) {
+        Ok(()) => Ok(path),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{} holds another suite already; choose another folder", dir.display()),
+        )),
+        Err(e) => Err(failed(e)),
     }
 }
 
@@ -177,17 +248,20 @@ fn show_contacts(plan: &Plan) {
     }
 }
 
-/// The gate holds if the challenger is not worse than the margin allows.
+/// The gate holds if the challenger is not worse than the margin allows, and fails only if the
+/// whole interval lies beyond the margin: "worse, by how much is open" is not decided.
 fn gate(report: &Report) -> u8 {
     let Some(challenger) = &report.verdict.challenger else { return EXIT_INCONCLUSIVE };
     if report.verdict.action == Action::NotEnoughEvidence {
         return EXIT_INCONCLUSIVE;
     }
+    let margin = report.decision.margin_points;
     let comparison = report.comparisons.iter().find(|c| c.candidate == *challenger);
-    match comparison.map(|c| (c.evidence.kind, c.evidence.cause)) {
+    match comparison.map(|c| (c.evidence.kind, &c.difference)) {
         Some((EvidenceKind::Better | EvidenceKind::NonInferior, _)) => EXIT_OK,
-        Some((EvidenceKind::Worse, _)) => EXIT_GATE_FAILED,
-        Some((_, Some(Cause::NoPairs))) | None => EXIT_NO_REPORT,
-        Some(_) => EXIT_INCONCLUSIVE,
+        Some((EvidenceKind::Worse, Some(difference))) if difference.interval.hi < -margin => {
+            EXIT_GATE_FAILED
+        }
+        _ => EXIT_INCONCLUSIVE,
     }
 }

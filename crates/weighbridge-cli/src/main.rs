@@ -3,6 +3,7 @@
 
 mod discover;
 mod eval;
+mod hint;
 mod plugins;
 mod progress;
 mod serve;

@@ -406,8 +406,15 @@ fn a_finished_run_resumes_to_the_same_report_without_a_call() {
     assert_eq!(bench.witness.n_calls(), n_calls);
 
     let changed = bench.suite("right", "third", "[decision]\nmargin_points = 3.0\n");
+    let report = bench.run_text(&changed, &dir, &resume()).unwrap().report;
+    assert_eq!(report.changed_since_start, ["suite.decision.margin_points: 5.0 → 3.0"]);
+    assert_eq!(bench.witness.n_calls(), n_calls);
+    let changed = text.replace("{{ q }}", "{{ q }}!");
     let error = bench.run_text(&changed, &dir, &resume()).unwrap_err();
-    assert!(error.to_string().contains("suite.decision.margin_points: 5.0 → 3.0"), "{error}");
+    assert!(error.to_string().contains("arms[0].prompt_sha256"), "{error}");
+    let changed = text.replace("id = \"id\"", "id = \"id\"\nlimit = 40");
+    let error = bench.run_text(&changed, &dir, &resume()).unwrap_err();
+    assert!(error.to_string().contains("data.limit: null → 40"), "{error}");
     let error = bench.run_text(&text, &dir, &new()).unwrap_err();
     assert!(error.to_string().contains("already"), "{error}");
 }

@@ -10,6 +10,8 @@ use crate::support::{Served, printed, program, root, weighbridge};
 
 /// Random points at which a run is killed.
 const N_KILLS: u32 = 50;
+/// The same in a full test run.
+const N_KILLS_FULL: u32 = 300;
 const N_SAMPLES: usize = 30;
 const CONCURRENCY: u64 = 4;
 
@@ -47,9 +49,10 @@ concurrency = {CONCURRENCY}
     )
 }
 
-/// Removes what differs between two undisturbed runs: times, and numbers of attempts.
+/// Removes what differs between runs: times, names given by the server, numbers of attempts, and how
+/// many calls a kill left without a known end.
 fn mask(value: &mut Value) {
-    const VOLATILE: [&str; 9] = [
+    const VOLATILE: [&str; 11] = [
         "latency",
         "created",
         "log_root",
@@ -59,6 +62,8 @@ fn mask(value: &mut Value) {
         "axes",
         "n_cached",
         "n_retried",
+        "response_id",
+        "n_unknown_calls",
     ];
     match value {
         Value::Object(fields) => {
@@ -126,7 +131,9 @@ fn fifty_kills_change_nothing_and_repeat_at_most_the_calls_in_flight() {
 
     let mut state = 20_260_101;
     let mut n_killed_while_running = 0;
-    for kill in 0..N_KILLS {
+    let is_full = std::env::var_os("WEIGHBRIDGE_FULL_TESTS").is_some();
+    let n_kills = if is_full { N_KILLS_FULL } else { N_KILLS };
+    for kill in 0..n_kills {
         let run = format!("run{kill}");
         let mut child = Command::new(program())
             .args(common)
@@ -163,5 +170,5 @@ fn fifty_kills_change_nothing_and_repeat_at_most_the_calls_in_flight() {
         );
         n_before = n_now;
     }
-    assert!(n_killed_while_running > N_KILLS / 2, "only {n_killed_while_running} kills hit a run");
+    assert!(n_killed_while_running > n_kills / 4, "only {n_killed_while_running} kills hit a run");
 }

@@ -80,6 +80,7 @@ pub fn build(plan: &Plan, result: &RunResult) -> (Report, Vec<SampleLine>) {
         spent_usd: result.spent_usd,
         maybe_spent_usd: result.maybe_spent_usd,
         n_unknown_calls: result.n_unknown,
+        changed_since_start: result.changed_since_start.clone(),
         log_root: result.log_root.clone(),
     };
     report.verdict = verdict::judge(&report);
@@ -146,7 +147,12 @@ fn candidate(plan: &Plan, result: &RunResult, scores: &Scores, arm_idx: usize) -
         effective: records
             .iter()
             .find(|(_, r)| r.outcome.is_scored() && !r.effective.is_empty())
-            .map(|(_, r)| r.effective.clone())
+            .map(|(_, r)| {
+                let mut effective = r.effective.clone();
+                // The name of one answer is no setting.
+                effective.remove("response_id");
+                effective
+            })
             .unwrap_or_default(),
         warnings: warnings(&records),
         n_retried: records.iter().filter(|(_, r)| r.n_attempts > 1).count() as u64,

@@ -91,6 +91,10 @@ pub fn first_screen(report: &Report, samples: &[SampleLine]) -> Vec<Line> {
             });
         }
     }
+    if !report.changed_since_start.is_empty() {
+        let changes = report.changed_since_start.join("; ");
+        lines.push(Line::Warning { text: format!("changed since the run began: {changes}") });
+    }
     for control in &report.controls {
         lines.push(Line::Control {
             result: control.result,

@@ -64,6 +64,9 @@ pub struct Report {
     pub maybe_spent_usd: f64,
     /// Calls that were begun and whose end was never seen.
     pub n_unknown_calls: usize,
+    /// Settings that changed between the start of the run and a resume, each with both values. A
+    /// margin that changed after answers were seen weakens every claim.
+    pub changed_since_start: Vec<String>,
     /// RFC 6962 root over the run log's records, once it is sealed.
     pub log_root: Option<String>,
 }

@@ -77,7 +77,7 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
     for attempt in call.first_attempt.. {
         let reserved = call.max_cost_usd.unwrap_or(0.0);
         if call.max_cost_usd.is_some() && !shared.reserve(reserved).await {
-            return Ok(Made::NotMade(format!(
+            return Ok(Made::Skipped(format!(
                 "the spend cap of USD {} would be exceeded; raise run.spend_cap_usd and continue \
                  with --resume",
                 settings.spend_cap_usd

@@ -159,6 +159,8 @@ async fn run_arm(shared: &Shared<'_>, arm_idx: usize) -> Result<()> {
     if !is_remote {
         longest_first(shared, arm_idx, &mut pending);
     }
+    // What failed before comes last: samples that always fail must not stop the others.
+    pending.sort_by_key(|id| shared.result.borrow().observations.contains_key(id));
     let mut calls = stream::iter(pending)
         .map(|id| one_call(shared, id, &streak))
         .buffer_unordered(arm.concurrency as usize);
@@ -203,7 +205,7 @@ async fn one_call(shared: &Shared<'_>, id: CallId, streak: &Streak) -> Result<()
             shared.stop(id.arm_idx, &why);
             record
         }
-        Made::NotMade(why) => {
+        Made::Skipped(why) => {
             shared.stop(id.arm_idx, &why);
             return Ok(());
         }
@@ -261,7 +263,7 @@ pub(super) enum Made {
     /// It ended, but the service wants to be left alone: the candidate's others are not made.
     Parked(Box<ObservationRecord>, String),
     /// It was not made, and neither will the candidate's others be.
-    NotMade(String),
+    Skipped(String),
 }
 
 /// Waits, or less if the future ends first.

@@ -87,7 +87,7 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
                 axes.row(name, [Markup::from(badge(bearing, kind)), text.into()]);
             }
             Line::Warning { text } => {
-                warnings.push(el("li").with(badge("! broken off", "bad")).with(" ").with(text));
+                warnings.push(el("li").with(badge("! note", "bad")).with(" ").with(text));
             }
             Line::Control { result, text } => {
                 controls.push(el("li").with(control_badge(*result)).with(" ").with(text));

@@ -255,6 +255,7 @@ fn report() -> Report {
         spent_usd: 0.004,
         maybe_spent_usd: 0.001,
         n_unknown_calls: 1,
+        changed_since_start: Vec::new(),
         log_root: Some("12".repeat(32)),
     }
 }
