@@ -25,7 +25,9 @@ pub(crate) fn run(args: &[&str]) -> Result<u8, String> {
     let mut demo = vec![DEMO_SUITE, "--define", &define, "--resume-hint", "cargo xtask eval"];
     demo.extend(resumed.iter().map(String::as_str));
     let code = weighbridge(program, &demo)?;
-    println!("Weigh your own data: cargo xtask eval --data FILE");
+    if code == 0 {
+        println!("Weigh your own data: cargo xtask eval --data FILE");
+    }
     Ok(code)
 }
 

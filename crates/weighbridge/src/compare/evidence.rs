@@ -200,15 +200,18 @@ fn percent(level: f64) -> String {
     rounded.to_string()
 }
 
-/// A whole number with thin groups, as in `2,800`; above 10,000 rounded to two digits.
+/// A count of samples for a person, as in `2,800`; above 10,000 rounded up to two digits.
 pub(crate) fn thousands(n: u64) -> String {
-    let rounded = if n > 10_000 {
-        let unit = 10_u64.pow(n.ilog10() - 1);
-        n.div_ceil(unit) * unit
-    } else {
-        n
-    };
-    let digits = rounded.to_string();
+    if n <= 10_000 {
+        return grouped(n);
+    }
+    let unit = 10_u64.pow(n.ilog10() - 1);
+    grouped(n.div_ceil(unit) * unit)
+}
+
+/// A whole number, as in `12,345`.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {

@@ -15,8 +15,8 @@ use crate::run::CallId;
 use crate::scoring::{RowScore, Scores};
 use crate::suite::Decision;
 
-pub(crate) use evidence::thousands as count;
 pub use evidence::{Cause, Evidence, EvidenceKind};
+pub(crate) use evidence::{grouped, thousands as count};
 pub(crate) use numbers::power_line;
 pub use numbers::{Difference, Interval};
 pub use slices::{SliceComparison, SliceFinding};

@@ -1,19 +1,7 @@
 //! Numbers for a person: en-US groups and points, a fixed number of digits per kind.
 
+pub(super) use crate::compare::grouped as whole;
 use crate::compare::{Interval, points};
-
-/// A whole number, as in `12,345`.
-pub(super) fn whole(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
 
 /// A share in [0, 1], as in `88.3 %`.
 pub(super) fn share(value: f64) -> String {
