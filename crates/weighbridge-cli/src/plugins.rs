@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
 use weighbridge::Result;
 
 pub(crate) fn run() -> Result<()> {
@@ -12,8 +13,7 @@ pub(crate) fn run() -> Result<()> {
         let info = provider.describe();
         let _ = writeln!(out, "  {:<18} {}", provider.id(), info.summary);
         let _ = writeln!(out, "  {:<18} location: {}", "", info.location_help);
-        let options = info.option_schema.get("properties").and_then(|p| p.as_object());
-        let names: Vec<_> = options.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        let names = option_names(&info.option_schema);
         if !names.is_empty() {
             let _ = writeln!(out, "  {:<18} options: {}", "", names.join(", "));
         }
@@ -21,9 +21,7 @@ pub(crate) fn run() -> Result<()> {
     let _ = writeln!(out, "evaluators: the `kind` of an [[evaluator]] in a suite");
     for factory in registry.evaluators() {
         let _ = writeln!(out, "  {:<18} {}", factory.id(), factory.summary());
-        let schema = factory.option_schema();
-        let options = schema.get("properties").and_then(|p| p.as_object());
-        let names: Vec<_> = options.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        let names = option_names(&factory.option_schema());
         if !names.is_empty() {
             let _ = writeln!(out, "  {:<18} settings: {}", "", names.join(", "));
         }
@@ -33,4 +31,15 @@ pub(crate) fn run() -> Result<()> {
         let _ = writeln!(out, "  {:<18} {}", plugin.id, plugin.version);
     }
     crate::print(&out)
+}
+
+/// Options that a person may set.
+fn option_names(schema: &Value) -> Vec<String> {
+    let options = schema.get("properties").and_then(Value::as_object);
+    options
+        .into_iter()
+        .flatten()
+        .filter(|(_, rule)| rule.get("x-set-by-suite").is_none())
+        .map(|(name, _)| name.clone())
+        .collect()
 }

@@ -54,11 +54,13 @@ impl Provider for RecordedProvider {
                 },
                 "join": {
                     "enum": ["column", "row"],
+                    "x-set-by-suite": true,
                     "description": "by a column of ids (default), or by row number from 1; a \
                         suite sets it: by row if it has no data.id",
                 },
                 "id_columns": {
                     "type": "array",
+                    "x-set-by-suite": true,
                     "description": "names an id column may have, default [\"id\"]; a suite sets \
                         it: data.id, the column that data.id is renamed from, id",
                 },
