@@ -141,7 +141,8 @@ impl<'a> Emitter<'a> {
         self.logprobs.extend(tokens);
     }
 
-    pub(crate) fn usage(&mut self, usage: Usage) {
+    pub(crate) fn usage(&mut self, mut usage: Usage) {
+        usage.raw = usage.raw.map(|raw| self.redactor.redact_json(raw));
         if !self.is_stopped {
             self.push(Event::Usage(Cow::Borrowed(&usage)));
             self.usage = usage;
@@ -167,10 +168,7 @@ impl<'a> Emitter<'a> {
 
     /// Notes a value that the server told.
     pub(crate) fn told(&mut self, name: &'static str, value: Value) {
-        let value = match value {
-            Value::String(text) => Value::String(self.redactor.redact(&text)),
-            other => other,
-        };
+        let value = self.redactor.redact_json(value);
         self.effective.values.insert(name.to_owned(), value);
     }
 

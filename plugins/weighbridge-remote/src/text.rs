@@ -1,5 +1,6 @@
 //! Text that may be shown: keys taken out, control characters made visible, length limited.
 
+use serde_json::Value;
 use std::fmt;
 
 use base64::Engine as _;
@@ -69,6 +70,20 @@ impl Redactor {
             }
         }
         text
+    }
+
+    /// JSON without the key, in names and texts at any depth.
+    pub(crate) fn redact_json(&self, value: Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.redact(&text)),
+            Value::Array(items) => items.into_iter().map(|item| self.redact_json(item)).collect(),
+            Value::Object(fields) => fields
+                .into_iter()
+                .map(|(name, value)| (self.redact(&name), self.redact_json(value)))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+            other => other,
+        }
     }
 
     /// An excerpt for an error: redacted before it is cut, so that no half of a key is left.
@@ -145,6 +160,14 @@ pub(crate) fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use weighbridge_core::{ErrorKind, Retry};
+
+    #[test]
+    fn json_is_redacted_at_any_depth() {
+        let redactor = Redactor::new(&Secret::new("sk-canary-1"));
+        let value = serde_json::json!({"a": [{"sk-canary-1": "Bearer sk-canary-1"}], "n": 1});
+        let shown = redactor.redact_json(value).to_string();
+        assert!(!shown.contains("canary") && shown.contains("[redacted]"), "{shown}");
+    }
 
     #[test]
     fn a_key_is_taken_out_in_every_form_before_the_cut() {

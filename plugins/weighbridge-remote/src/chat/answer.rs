@@ -181,8 +181,21 @@ impl ChatAnswer {
         finished: bool,
         out: &mut Emitter<'_>,
     ) -> Result<()> {
-        let message = choice.get("delta").or_else(|| choice.get("message"));
-        let Some(fields) = message.and_then(Value::as_object) else { return Ok(()) };
+        // Servers that write every field leave the one they do not use null or empty.
+        let written = |name: &str| {
+            choice.get(name).and_then(Value::as_object).filter(|fields| !fields.is_empty())
+        };
+        let Some(fields) = written("delta").or_else(|| written("message")) else {
+            // An answer in the words of another protocol is not an empty one.
+            return match choice.get("text").and_then(Value::as_str) {
+                Some(text) if !text.is_empty() => Err(Error::new(
+                    ErrorKind::Protocol,
+                    "the choice has a `text` and no message: the server answers as for \
+                     completions, not for chat completions",
+                )),
+                _ => Ok(()),
+            };
+        };
         let text_of = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
         if finished {
             if !text_of("content").is_empty()

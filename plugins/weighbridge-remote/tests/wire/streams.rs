@@ -269,6 +269,19 @@ fn row_30_what_is_unknown_is_kept() {
 }
 
 #[test]
+fn an_answer_beside_an_unused_field_is_not_lost() {
+    for unused in [json!(null), json!({})] {
+        let document = json!({"choices": [{"index": 0, "delta": unused,
+            "message": {"role": "assistant", "content": "42"}, "finish_reason": "stop"}]});
+        let completion = ask(vec![json_answer("200 OK", &document.to_string())]).unwrap();
+        assert_eq!(completion.text, "42");
+    }
+    let other = json!({"choices": [{"index": 0, "text": "42", "finish_reason": "stop"}]});
+    let result = ask(vec![json_answer("200 OK", &other.to_string())]);
+    assert_eq!(outcome(&result), Outcome::MalformedWire);
+}
+
+#[test]
 fn row_32_33_34_outcomes_stay_apart() {
     let done = "data: [DONE]\n\n";
     for (body, expected) in [
