@@ -158,15 +158,18 @@ fn default_sampling(generation: &Value) -> Sampling {
     match generation["do_sample"].as_bool() {
         Some(false) => sampling.temperature = Some(0.0),
         Some(true) => {
-            sampling.temperature = generation["temperature"].as_f64();
+            // What no request may ask for is no default either.
+            sampling.temperature =
+                generation["temperature"].as_f64().filter(|t| t.is_finite() && *t >= 0.0);
             sampling.top_p = generation["top_p"].as_f64().filter(|p| *p > 0.0 && *p <= 1.0);
-            sampling.min_p = generation["min_p"].as_f64();
+            sampling.min_p = generation["min_p"].as_f64().filter(|p| (0.0..=1.0).contains(p));
             let top_k = generation["top_k"].as_u64().and_then(|k| u32::try_from(k).ok());
             sampling.top_k = top_k.filter(|k| *k > 0);
         }
         None => {}
     }
-    sampling.repetition_penalty = generation["repetition_penalty"].as_f64().filter(|p| *p > 0.0);
+    sampling.repetition_penalty =
+        generation["repetition_penalty"].as_f64().filter(|p| p.is_finite() && *p > 0.0);
     sampling
 }
 
