@@ -177,13 +177,38 @@ impl LocalBackend {
                 Entry::Occupied(known) => known.get().clone(),
                 Entry::Vacant(new) => new.insert(self.prompts.encode(&item.context, &[])?).clone(),
             };
-            let continuation = self.prompts.encode_continuation(&item.continuation)?;
+            let continuation = self.encode_continuation(&item.continuation)?;
             if context.len() + continuation.len() > self.n_ctx as usize {
                 return Err(self.overflow(context.len(), Some(continuation.len() as u32)));
             }
             items.push((context, continuation));
         }
         Ok(items)
+    }
+
+    /// Tokens whose bytes are exactly the continuation's. A tokenizer that puts a space before every
+    /// text (SentencePiece) is given the text without its own; where that does not do, there is an
+    /// error rather than the log-probability of another text.
+    fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+        let is_exact = |tokens: &[u32]| {
+            tokens.iter().flat_map(|id| self.table.bytes_of(*id)).eq(text.as_bytes())
+        };
+        let tokens = self.prompts.encode_continuation(text)?;
+        if is_exact(&tokens) {
+            return Ok(tokens);
+        }
+        if let Some(rest) = text.strip_prefix(' ') {
+            let tokens = self.prompts.encode_continuation(rest)?;
+            if is_exact(&tokens) {
+                return Ok(tokens);
+            }
+        }
+        Err(Error::unsupported(
+            "continuation",
+            "this tokenizer cannot express it as a text of its own; one that begins with a space \
+             can be scored by most",
+        )
+        .with("continuation", format!("{text:?}")))
     }
 
     fn check_bias(&self, params: &SamplerParams) -> Result<()> {
