@@ -50,6 +50,8 @@ pub(super) struct ChatAnswer {
     is_stream: bool,
     /// `[DONE]` was seen, or the document is whole.
     is_done: bool,
+    /// Something came before it that says what the model did.
+    has_choices_field: bool,
     is_refusal: bool,
     asked_logprobs: Option<u8>,
     wishes_logprobs: bool,
@@ -74,6 +76,7 @@ impl ChatAnswer {
             choices: BTreeMap::new(),
             is_stream: false,
             is_done: false,
+            has_choices_field: false,
             is_refusal: false,
             asked_logprobs: request.logprobs,
             wishes_logprobs: request.wishes.contains(&RequestOption::Logprobs),
@@ -87,6 +90,7 @@ impl ChatAnswer {
         let Some(fields) = chunk.as_object() else {
             return Err(Error::new(ErrorKind::Protocol, "a chunk of the answer is no object"));
         };
+        self.has_choices_field |= fields.get("choices").is_some_and(Value::is_array);
         for (name, wire) in [
             ("served_model", "model"),
             ("system_fingerprint", "system_fingerprint"),
@@ -391,7 +395,7 @@ impl Decode for ChatAnswer {
 
     fn is_complete(&self) -> bool {
         let all_finished = self.choices.values().all(Option::is_some);
-        all_finished && (self.is_done || !self.choices.is_empty())
+        all_finished && (!self.choices.is_empty() || (self.is_done && self.has_choices_field))
     }
 
     fn close(&mut self, out: &mut Emitter<'_>) -> Result<Ending> {
