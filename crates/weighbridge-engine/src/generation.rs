@@ -34,6 +34,7 @@ struct Clock {
     first_row: Option<Instant>,
     first_text: Option<Instant>,
     last_row: Option<Instant>,
+    n_preemptions: u32,
 }
 
 impl Generation {
@@ -61,6 +62,7 @@ impl Generation {
                 first_row: None,
                 first_text: None,
                 last_row: None,
+                n_preemptions: 0,
             },
         }
     }
@@ -70,6 +72,11 @@ impl Generation {
     pub(crate) fn admitted(&mut self, n_cached: usize, now: Instant) {
         self.clock.admitted.get_or_insert(now);
         self.n_cached.get_or_insert(n_cached);
+    }
+
+    /// Lost its slot to older sequences.
+    pub(crate) fn preempted(&mut self) {
+        self.clock.n_preemptions += 1;
     }
 
     /// Draws the next token; `true` if it was the last.
@@ -165,6 +172,7 @@ impl Clock {
         timings.prefill = between(self.admitted, self.first_row);
         timings.ttft = between(Some(self.submitted), self.first_text);
         timings.decode = between(self.first_row, self.last_row);
+        timings.n_preemptions = self.n_preemptions;
         timings
     }
 }

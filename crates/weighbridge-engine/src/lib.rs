@@ -13,7 +13,6 @@ pub mod tokens;
 pub mod toy;
 
 mod backend;
-mod chunk;
 mod generation;
 mod job;
 mod options;
