@@ -165,8 +165,11 @@ impl Scheduler {
         }
         let prompt = &unit.sequence.tokens[..unit.sequence.n_prompt];
         let others = self.waiting.iter().take(LOOK_AHEAD);
-        let n_shared = others.map(|other| n_shared(prompt, other.reusable()));
-        let n_shared = n_shared.max().unwrap_or(0);
+        let mut lengths: Vec<usize> = others.map(|o| n_shared(prompt, o.reusable())).collect();
+        lengths.sort_unstable_by_key(|len| Reverse(*len));
+        // Where it saves most: its length for each of those that can use it.
+        let saved = lengths.iter().enumerate().map(|(n, len)| ((n + 1) * len, *len));
+        let n_shared = saved.max().map_or(0, |(_, len)| len);
         // The continuations of a scoring begin with the whole context.
         let is_score = matches!(unit.role, Role::Item(_));
         let n_shared = if is_score { n_shared.max(unit.sequence.n_prompt) } else { n_shared };
@@ -183,6 +186,9 @@ impl Scheduler {
     ) -> Option<(SeqId, Result<usize>)> {
         self.make_room(engine, unit, source);
         let source = source.filter(|source| self.cache.len(source.seq) == source.n_held);
+        if let Some(source) = source {
+            self.slots[source.seq.0 as usize].last_used = self.n_admitted;
+        }
         let idle = (0..self.slots.len()).filter(|idx| self.slots[*idx].unit.is_none());
         let is_source = |idx: usize| source.is_some_and(|source| source.seq == seq(idx));
         // An empty slot rather than the one unused for longest.

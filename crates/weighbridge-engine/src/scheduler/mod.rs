@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 use futures_channel::mpsc;
 
 use crate::job::{Call, CallTask, Delivery, Job, JobEvent, Sequence, Task};
-use crate::logits::{EngineCaps, Fork, LogitsEngine, SeqId};
+use crate::logits::{EngineCaps, Fork, LogitsEngine, SeqId, Truncate};
 use crate::scoring::ItemId;
 use crate::tokens::TokenTable;
 use chunk::ChunkSize;
@@ -130,7 +130,10 @@ impl Scheduler {
     ) -> Self {
         let n_slots = caps.max_seqs.max(1) as usize;
         let chunk = ChunkSize::new(tuning.cancel_latency, caps.max_feed.max(1) as usize);
-        let width = Width::new(n_slots.min(tuning.max_concurrency as usize));
+        // Checkpoints of an engine that cannot cut back need a slot of their own.
+        let n_checkpoints =
+            usize::from(caps.truncate != Truncate::Any && caps.fork != Fork::No && n_slots > 1);
+        let width = Width::new((n_slots - n_checkpoints).min(tuning.max_concurrency as usize));
         Self {
             jobs,
             is_closed: false,

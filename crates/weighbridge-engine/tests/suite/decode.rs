@@ -22,7 +22,7 @@ use crate::support::{Seen, TEMPLATE, complete, generate, open, text, tokens, toy
 const AFTER_A: &str = "dgjmpsvy.ehknqtwzcfilorux dgjmpsvy.";
 
 /// The loop in its simplest form: one row after another, no cache, no batch.
-fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u32> {
+pub(crate) fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u32> {
     let params = SamplerParams::resolve(sampling, &Sampling::default());
     let mut sampler = Sampler::new(params, prompt);
     let (mut last, mut out) = (*prompt.last().unwrap(), Vec::new());
@@ -33,7 +33,7 @@ fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u3
     out
 }
 
-fn seeded(seed: u64) -> Sampling {
+pub(crate) fn seeded(seed: u64) -> Sampling {
     let mut sampling = Sampling::default();
     sampling.seed = Some(seed);
     sampling.temperature = Some(1.1);

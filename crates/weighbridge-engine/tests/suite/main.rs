@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod decode;
+mod prefix;
 mod sampler;
 mod scoring;
 mod support;
