@@ -258,7 +258,7 @@ fn windows_score_every_token_once_with_the_context_they_promise() {
             request.window = Some(Window { n_tokens, stride });
             let scored = block_on(toy.backend.log_likelihood(&request)).unwrap();
             let all = format!("{context}{long}");
-            let ids: Vec<u32> = all.bytes().map(|b| tokens_of(b)).collect();
+            let ids: Vec<u32> = all.bytes().map(token_of).collect();
             let want: Vec<Option<f64>> = (context.len()..all.len())
                 .map(|i| (i > 0).then(|| crate::scoring::logprob(ids[i - 1], ids[i])))
                 .collect();
@@ -283,7 +283,7 @@ fn windows_score_every_token_once_with_the_context_they_promise() {
     }
 }
 
-fn tokens_of(byte: u8) -> u32 {
+fn token_of(byte: u8) -> u32 {
     let table = weighbridge_engine::toy::table(None);
     table.bytes.iter().position(|bytes| bytes == &[byte]).unwrap() as u32
 }
