@@ -100,8 +100,7 @@ pub(crate) fn check_row(logits: &[f32], position: u32) -> Result<f64> {
     let mut maxima = [f32::NEG_INFINITY; LANES];
     let mut is_bad = [false; LANES];
     let mut take = |lane: usize, logit: f32| {
-        // False for a NaN, too.
-        is_bad[lane] |= !(logit < f32::INFINITY);
+        is_bad[lane] |= is_damaged(logit);
         maxima[lane] = if logit > maxima[lane] { logit } else { maxima[lane] };
     };
     for block in blocks {
@@ -109,8 +108,7 @@ pub(crate) fn check_row(logits: &[f32], position: u32) -> Result<f64> {
     }
     rest.iter().for_each(|logit| take(0, *logit));
     if is_bad.contains(&true) {
-        let is_bad = |logit: &&f32| !(**logit < f32::INFINITY);
-        let id = logits.iter().position(|logit| is_bad(&logit)).unwrap_or_default();
+        let id = logits.iter().position(|logit| is_damaged(*logit)).unwrap_or_default();
         let logit = logits.get(id).copied().unwrap_or(f32::NAN);
         return Err(Error::new(
             ErrorKind::Engine,
@@ -125,6 +123,10 @@ pub(crate) fn check_row(logits: &[f32], position: u32) -> Result<f64> {
             .with("position", position));
     }
     Ok(f64::from(max))
+}
+
+fn is_damaged(logit: f32) -> bool {
+    logit.is_nan() | (logit == f32::INFINITY)
 }
 
 /// `Σ exp(l − max)`, to a few units of the last place.
