@@ -234,7 +234,7 @@ fn a_worse_challenger_is_refused_and_the_files_are_there() {
     let evaluation = bench.run_text(&bench.suite("right", "third", ""), &dir, &new()).unwrap();
     let report = &evaluation.report;
     assert_eq!(report.verdict.action, Action::Stay);
-    let table = report.comparisons[0].table.unwrap();
+    let table = report.comparisons[0].agreement.table.unwrap();
     assert_eq!((table.both, table.only_reference, table.only_candidate), (40, 20, 0));
     assert_eq!(report.comparisons[0].slices.len(), 2);
     let json = std::fs::read_to_string(dir.join("report.json")).unwrap();
@@ -519,7 +519,8 @@ fn without_gold_answers_only_agreement_is_shown() {
     let text = text.split("[[evaluator]]").next().unwrap();
     let report = bench.run_text(text, &bench.dir.path().join("run"), &new()).unwrap().report;
     let comparison = &report.comparisons[0];
-    assert_eq!((comparison.n_same_answer, comparison.n_both_answered), (40, 60));
+    let agreement = &comparison.agreement;
+    assert_eq!((agreement.n_same_answer, agreement.n_both_answered), (40, 60));
     assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
     assert!(report.verdict.sentence.contains("agreement between models is not accuracy"));
 }
