@@ -254,6 +254,49 @@ fn equal_models_are_not_called_different_and_nothing_is_gained_by_a_switch() {
 }
 
 #[test]
+fn a_verdict_on_engines_says_that_it_is_not_one_on_models() {
+    let bench = Bench::new(200);
+    let third = "[[candidate]]\nname = \"again\"\nmodel = \"scripted:right\"\nweights_of = \"m\"\n";
+    let text = |challenger: &str| {
+        bench
+            .suite("right", challenger, third)
+            .replace(
+                "model = \"scripted:right\"\n[",
+                "model = \"scripted:right\"\nweights_of = \"m\"\n[",
+            )
+            .replace(
+                "model = \"scripted:third\"\n",
+                "model = \"scripted:third\"\nweights_of = \"m\"\n",
+            )
+    };
+    let dir = |name: &str| bench.dir.path().join(name);
+    let report = bench.run_text(&text("third"), &dir("a"), &new()).unwrap().report;
+    let pairs: Vec<_> = report
+        .comparisons
+        .iter()
+        .map(|c| &c.agreement)
+        .chain(&report.other_pairs)
+        .map(|a| (a.reference.as_str(), a.candidate.as_str(), a.n_same_answer, a.is_same_weights))
+        .collect();
+    let expected = [
+        ("right", "third", 133, true),
+        ("right", "again", 200, true),
+        ("third", "again", 133, true),
+    ];
+    assert_eq!(pairs, expected);
+    let sentence = &report.verdict.sentence;
+    let said = "These are the same weights in two set-ups (scripted; scripted): 200 of 200 answers \
+                are the same.";
+    assert!(sentence.contains(said) && !sentence.contains("Look first"), "{sentence}");
+
+    let text = text("third").replace(third, "");
+    let report = bench.run_text(&text, &dir("b"), &new()).unwrap().report;
+    assert!(report.other_pairs.is_empty());
+    let sentence = &report.verdict.sentence;
+    assert!(sentence.contains("133 of 200") && sentence.contains("Look first"), "{sentence}");
+}
+
+#[test]
 fn a_local_model_as_good_as_a_far_one_is_worth_a_switch() {
     let report = Bench::new(200).run("far", "right", "").unwrap();
     assert_eq!(report.verdict.action, Action::Switch, "{}", report.verdict.sentence);

@@ -76,6 +76,12 @@ pub fn first_screen(report: &Report, samples: &[SampleLine]) -> Vec<Line> {
         lines.push(Line::Notice { text: notice.clone() });
     }
     lines.push(Line::Action { text: report.verdict.sentence.clone() });
+    for comparison in report.comparisons.iter().filter(|c| c.agreement.is_same_weights) {
+        lines.push(Line::Agreement {
+            candidate: comparison.candidate.clone(),
+            text: comparison.agreement.in_words(),
+        });
+    }
     for axis in &report.verdict.axes {
         let bearing = match axis.bearing {
             Bearing::Decides => "decides",
@@ -86,12 +92,6 @@ pub fn first_screen(report: &Report, samples: &[SampleLine]) -> Vec<Line> {
             name: axis.name.clone(),
             bearing: bearing.to_owned(),
             text: axis.text.clone(),
-        });
-    }
-    for comparison in report.comparisons.iter().filter(|c| c.agreement.is_same_weights) {
-        lines.push(Line::Agreement {
-            candidate: comparison.candidate.clone(),
-            text: comparison.agreement.in_words(),
         });
     }
     for candidate in &report.candidates {

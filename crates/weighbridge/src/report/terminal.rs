@@ -64,7 +64,7 @@ fn block(line: Line) -> Block {
             block(format!("  {name:<8} {bearing:<15} "), text, code, 1)
         }
         Line::Agreement { candidate, text } => {
-            block(format!("  alike    {:<15} ", clip(&candidate, 15)), text, "2", 2)
+            block(format!("  alike    {:<15} ", clip(&candidate, 15)), text, "1", 1)
         }
         Line::Control { result, text } => {
             let (word, code) = match result {

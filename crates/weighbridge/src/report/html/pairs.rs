@@ -133,7 +133,7 @@ fn logprob_fact(gap: &LogprobGap) -> String {
     let interval =
         gap.interval.as_ref().map_or(String::new(), |i| format!(" ({})", nats_interval(i)));
     let mut text = format!(
-        "{} nats{interval}, largest {} in sample {}; over {} of {}, {} of them the same tokens to \
+        "{} nats{interval}, largest {} (sample {}); over {} of {}, {} of them the same tokens to \
          the end",
         nats(gap.mean_abs),
         nats(gap.max_abs),
