@@ -234,7 +234,7 @@ fn a_worse_challenger_is_refused_and_the_files_are_there() {
     let evaluation = bench.run_text(&bench.suite("right", "third", ""), &dir, &new()).unwrap();
     let report = &evaluation.report;
     assert_eq!(report.verdict.action, Action::Stay);
-    let table = report.comparisons[0].table.unwrap();
+    let table = report.comparisons[0].agreement.table.unwrap();
     assert_eq!((table.both, table.only_reference, table.only_candidate), (40, 20, 0));
     assert_eq!(report.comparisons[0].slices.len(), 2);
     let json = std::fs::read_to_string(dir.join("report.json")).unwrap();
@@ -251,6 +251,49 @@ fn equal_models_are_not_called_different_and_nothing_is_gained_by_a_switch() {
     assert_eq!(report.verdict.action, Action::Stay);
     assert!(report.verdict.sentence.contains("good enough"), "{}", report.verdict.sentence);
     assert_eq!(report.candidates[1].outcomes["ok"], 200);
+}
+
+#[test]
+fn a_verdict_on_engines_says_that_it_is_not_one_on_models() {
+    let bench = Bench::new(200);
+    let third = "[[candidate]]\nname = \"again\"\nmodel = \"scripted:right\"\nweights_of = \"m\"\n";
+    let text = |challenger: &str| {
+        bench
+            .suite("right", challenger, third)
+            .replace(
+                "model = \"scripted:right\"\n[",
+                "model = \"scripted:right\"\nweights_of = \"m\"\n[",
+            )
+            .replace(
+                "model = \"scripted:third\"\n",
+                "model = \"scripted:third\"\nweights_of = \"m\"\n",
+            )
+    };
+    let dir = |name: &str| bench.dir.path().join(name);
+    let report = bench.run_text(&text("third"), &dir("a"), &new()).unwrap().report;
+    let pairs: Vec<_> = report
+        .comparisons
+        .iter()
+        .map(|c| &c.agreement)
+        .chain(&report.other_pairs)
+        .map(|a| (a.reference.as_str(), a.candidate.as_str(), a.n_same_answer, a.is_same_weights))
+        .collect();
+    let expected = [
+        ("right", "third", 133, true),
+        ("right", "again", 200, true),
+        ("third", "again", 133, true),
+    ];
+    assert_eq!(pairs, expected);
+    let sentence = &report.verdict.sentence;
+    let said = "These are the same weights in two set-ups (scripted; scripted): 200 of 200 answers \
+                are the same.";
+    assert!(sentence.contains(said) && !sentence.contains("Look first"), "{sentence}");
+
+    let text = text("third").replace(third, "");
+    let report = bench.run_text(&text, &dir("b"), &new()).unwrap().report;
+    assert!(report.other_pairs.is_empty());
+    let sentence = &report.verdict.sentence;
+    assert!(sentence.contains("133 of 200") && sentence.contains("Look first"), "{sentence}");
 }
 
 #[test]
@@ -519,7 +562,8 @@ fn without_gold_answers_only_agreement_is_shown() {
     let text = text.split("[[evaluator]]").next().unwrap();
     let report = bench.run_text(text, &bench.dir.path().join("run"), &new()).unwrap().report;
     let comparison = &report.comparisons[0];
-    assert_eq!((comparison.n_same_answer, comparison.n_both_answered), (40, 60));
+    let agreement = &comparison.agreement;
+    assert_eq!((agreement.n_same_answer, agreement.n_both_answered), (40, 60));
     assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
     assert!(report.verdict.sentence.contains("agreement between models is not accuracy"));
 }
