@@ -28,6 +28,9 @@ pub const MAX_ALIGNMENT: u64 = 16 << 20;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// `TENSOR_ALIGNMENT` of ggml, which aborts if it maps a tensor elsewhere: a smaller alignment of
+/// the file does not suffice.
+const MAPPED_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Least bytes of a key with its value: two lengths of 1, the type, one byte.
 const MIN_KEY_BYTES: u64 = 8 + 1 + 4 + 1;
@@ -141,6 +144,12 @@ fn place(
         let (Some(in_file), Some(in_section)) = (in_file, in_section) else {
             return Err(bad(format!("its end overflows at offset {offset}")));
         };
+        if !in_file.is_multiple_of(MAPPED_ALIGNMENT) {
+            return Err(bad(format!(
+                "it starts at byte {in_file}, not at a multiple of {MAPPED_ALIGNMENT} as llama.cpp \
+                 requires of mapped tensors"
+            )));
+        }
         tensor.offset = in_file;
         end = in_section;
     }

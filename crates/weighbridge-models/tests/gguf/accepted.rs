@@ -93,7 +93,7 @@ fn tensors_are_read_as_they_were_written() {
         n_seen = n;
         Ok(())
     });
-    assert_eq!(hash.unwrap(), "750ab64ee18cf443d92e9b8b2e0e4c7ef0f67aaf09df95d9d7cb8ef8719f2960");
+    assert_eq!(hash.unwrap(), "13ba5cd74a3e4998cb67eaf358b73a6bc19787bc8754c41f617a2bf4a169ccbf");
     assert_eq!(n_seen, 2432);
 }
 

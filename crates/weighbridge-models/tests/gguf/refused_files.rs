@@ -163,6 +163,20 @@ fn tensors_follow_each_other() {
 }
 
 #[test]
+fn tensors_can_be_mapped() {
+    let mut writer = Writer::llama();
+    writer.alignment = 8;
+    writer.set("general.alignment", 8u32);
+    for n in 1..32 {
+        writer.set("general.name", "x".repeat(n).as_str());
+        if !writer.header().len().next_multiple_of(8).is_multiple_of(32) {
+            break;
+        }
+    }
+    refused(&writer.bytes(), &["`token_embd.weight`", "not at a multiple of 32"]);
+}
+
+#[test]
 fn a_cut_file_says_how_much_is_missing() {
     let bytes = Writer::llama().bytes();
     let len = bytes.len();

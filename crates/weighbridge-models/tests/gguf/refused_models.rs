@@ -2,7 +2,7 @@
 
 use weighbridge_models::gguf::{Gguf, KNOWN_ARCHITECTURES};
 
-use crate::writer::{TOKENS, Writer, file, refused, refused_when};
+use crate::writer::{TOKENS, Writer, accepted_when, file, refused, refused_when};
 
 #[test]
 fn companions_of_models_are_told_apart() {
@@ -143,12 +143,39 @@ fn tokens_are_unique_as_the_engine_sees_them() {
 }
 
 #[test]
+fn line_breaks_and_bytes_can_be_tokenized() {
+    let mut tokens = TOKENS.to_vec();
+    tokens[3] = "<0x0B>";
+    refused_when(
+        |w| w.set("tokenizer.ggml.tokens", tokens.clone()),
+        &["no token for a line break (`<0x0A>`)"],
+    );
+    refused_when(|w| w.set("tokenizer.ggml.model", "rwkv"), &["line break"]);
+    refused_when(
+        |w| {
+            w.set("tokenizer.ggml.model", "bert");
+            w.set("tokenizer.ggml.bos_token_id", 1u32);
+        },
+        &["token 3 of type byte", "`bert`"],
+    );
+    for (model, line_break) in [("llama", "\n"), ("rwkv", "\\n")] {
+        let mut tokens = tokens.clone();
+        tokens[3] = line_break;
+        accepted_when(|w| {
+            w.set("tokenizer.ggml.model", model);
+            w.set("tokenizer.ggml.tokens", tokens);
+        });
+    }
+}
+
+#[test]
 fn a_bos_token_that_prompts_begin_with_exists() {
     let with = |model: &'static str, pre: &'static str, add: Option<bool>| {
         move |w: &mut Writer| {
             w.set("tokenizer.ggml.model", model);
             w.set("tokenizer.ggml.pre", pre);
             w.set("tokenizer.ggml.merges", vec!["a b"]);
+            w.set("tokenizer.ggml.token_type", &[1i32; 10][..]);
             w.unset("tokenizer.ggml.bos_token_id");
             if let Some(add) = add {
                 w.set("tokenizer.ggml.add_bos_token", add);
@@ -167,7 +194,7 @@ fn a_bos_token_that_prompts_begin_with_exists() {
         with("gpt2", "gpt-2", None),
         with("gpt2", "llama-bpe", Some(false)),
     ] {
-        crate::writer::accepted_when(accepted);
+        accepted_when(accepted);
     }
 }
 

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-TOKENS = [b"<unk>", b"<s>", b"</s>", b"\xff\xfe", "é".encode(), b"a b"]
+TOKENS = [b"<unk>", b"<s>", b"</s>", b"\xff\xfe", "é".encode(), b"<0x0A>"]
 
 
 def fill(writer: gguf.GGUFWriter) -> None:
@@ -20,7 +20,7 @@ def fill(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list(TOKENS)
     writer.add_token_scores([0.0, -1.0, -2.0, -3.5, -4.0, -5.0])
-    writer.add_token_types([2, 3, 3, 1, 1, 1])
+    writer.add_token_types([2, 3, 3, 1, 1, 6])
     writer.add_bos_token_id(1)
     writer.add_add_bos_token(True)
     writer.add_uint8("t.u8", 255)
