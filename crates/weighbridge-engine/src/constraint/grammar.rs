@@ -187,18 +187,14 @@ fn unsupported_keyword(message: &str) -> Option<String> {
 }
 
 /// Why a compiled grammar gives no mask or refuses a token.
-pub(super) fn step_error(message: &str, reason: llguidance::api::StopReason) -> Error {
-    use llguidance::api::StopReason;
-    let what = match reason {
-        StopReason::NoExtensionBias | StopReason::NoExtension => {
-            "no token of the vocabulary goes on in the constraint's language"
-        }
-        StopReason::LexerTooComplex | StopReason::ParserTooComplex => {
-            "the grammar needs more work for one token than is allowed"
-        }
-        _ => "the constraint cannot go on",
+pub(super) fn step_error(message: &str) -> Error {
+    let message = first_part(message);
+    let what = if message.contains("NoExtension") {
+        "no token of the vocabulary goes on in the constraint's language"
+    } else {
+        "the constraint does not allow the token, or needs too much work for one"
     };
-    Error::new(ErrorKind::Constraint, what).with("detail", first_part(message))
+    Error::new(ErrorKind::Constraint, what).with("detail", message)
 }
 
 /// Without back traces and state dumps.

@@ -137,7 +137,10 @@ impl ConstraintState {
     /// or if the grammar needs too much work.
     pub fn mask(&mut self) -> Result<&TokenMask> {
         if !self.has_mask {
-            let allowed = self.matcher.compute_mask().map_err(|error| self.error(&error))?;
+            let allowed = self
+                .matcher
+                .compute_mask()
+                .map_err(|error| grammar::step_error(&format!("{error:#}")))?;
             self.mask.set_words(allowed.as_slice());
             self.has_mask = true;
         }
@@ -150,7 +153,7 @@ impl ConstraintState {
     /// [`ErrorKind::Constraint`] if the token is not allowed.
     pub fn commit(&mut self, id: u32) -> Result<()> {
         self.has_mask = false;
-        self.matcher.consume_token(id).map_err(|error| self.error(&error))
+        self.matcher.consume_token(id).map_err(|error| grammar::step_error(&format!("{error:#}")))
     }
 
     /// Takes the tokens that are forced now and returns them: often none.
@@ -160,7 +163,7 @@ impl ConstraintState {
     pub fn take_forced(&mut self) -> Result<Vec<u32>> {
         let forced = self.matcher.consume_ff_tokens();
         if let Some(message) = self.matcher.get_error() {
-            return Err(grammar::step_error(&message, self.matcher.stop_reason()));
+            return Err(grammar::step_error(&message));
         }
         self.has_mask &= forced.is_empty();
         Ok(forced)
@@ -169,9 +172,5 @@ impl ConstraintState {
     /// The text is in the language and nothing can follow.
     pub fn is_complete(&self) -> bool {
         self.matcher.is_stopped() && !self.matcher.is_error()
-    }
-
-    fn error(&self, error: &impl fmt::Display) -> Error {
-        grammar::step_error(&format!("{error:#}"), self.matcher.stop_reason())
     }
 }
