@@ -11,11 +11,12 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures_channel::{mpsc, oneshot};
 use weighbridge_core::{
-    Backend, Capabilities, Completion, EffectiveParams, EmbedRequest, Embedding, Error, ErrorKind,
-    Event, EventSink, Likelihood, LikelihoodRequest, ModelCard, OpenContext, Prompt, Request,
-    RequestOption, Result, StopReason, Timings, TokenLogprob, Usage, Window,
+    Backend, Capabilities, Completion, ConstraintKind, EffectiveParams, EmbedRequest, Embedding,
+    Error, ErrorKind, Event, EventSink, Likelihood, LikelihoodRequest, ModelCard, OpenContext,
+    Prompt, Request, RequestOption, Result, StopReason, Timings, TokenLogprob, Usage, Window,
 };
 
+use crate::constraint::ConstraintFactory;
 use crate::generation::Generation;
 use crate::job::{self, EVENT_BUFFER, Finished, Job, JobEvent, Sequence, Task};
 use crate::loader::{EngineLoader, TextModel};
@@ -47,6 +48,7 @@ pub struct LocalBackend {
     card: ModelCard,
     capabilities: Capabilities,
     prompts: PromptEncoder,
+    constraints: ConstraintFactory,
     table: Arc<TokenTable>,
     n_ctx: u32,
     n_vocab: u32,
@@ -112,6 +114,7 @@ impl LocalBackend {
         card.n_ctx.get_or_insert(n_ctx);
         Ok(Self {
             capabilities: capabilities(caps, &options, n_ctx, template.is_some()),
+            constraints: ConstraintFactory::new(Arc::clone(&text.table), Arc::clone(&text.encoder)),
             prompts: PromptEncoder::new(Arc::clone(&text.table), text.encoder, template),
             table: text.table,
             card,
@@ -255,6 +258,8 @@ impl Backend for LocalBackend {
     async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
+        let constraint =
+            request.constraint.as_ref().map(|c| self.constraints.compile(c)).transpose()?;
         let params = SamplerParams::resolve(&request.sampling, &self.options.default_sampling);
         self.check_bias(&params)?;
         let prompt = self.prompts.encode(&request.prompt, &[])?;
@@ -293,8 +298,9 @@ impl Backend for LocalBackend {
             n_prompt,
             max_tokens,
             request.logprobs,
+            constraint,
             submitted,
-        );
+        )?;
         let mut handle = self.submit(|events| Job {
             task: Task::Generate {
                 generation: Box::new(generation),
@@ -553,6 +559,7 @@ fn capabilities(
         RequestOption::Stop,
         RequestOption::MaxTokens,
         RequestOption::Logprobs,
+        RequestOption::Constraint,
         RequestOption::Deterministic,
         RequestOption::TextPrompt,
         RequestOption::TokenPrompt,
@@ -565,6 +572,12 @@ fn capabilities(
     capabilities.max_top_logprobs = u8::MAX;
     capabilities.prompt_logprobs = true;
     capabilities.embeddings = caps.n_embd_output;
+    capabilities.constraints = vec![
+        ConstraintKind::JsonSchema,
+        ConstraintKind::Regex,
+        ConstraintKind::Lark,
+        ConstraintKind::Choice,
+    ];
     capabilities.count_tokens = true;
     capabilities
 }

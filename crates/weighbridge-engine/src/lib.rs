@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod constraint;
 pub mod detokenizer;
 pub mod loader;
 pub mod logits;

@@ -3,6 +3,8 @@
 // Clippy's own exception covers functions marked `#[test]`, not their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod constrained;
+mod constraints;
 mod decode;
 mod prefix;
 mod sampler;
