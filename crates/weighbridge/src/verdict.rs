@@ -262,12 +262,18 @@ fn same_weights(
     };
     let agreement = &comparison.agreement;
     let mut text = format!(
-        " These are the same weights in {place} ({}; {}): {} of {} answers are the same.",
+        " These are the same weights in {place} ({}; {})",
         shown(current),
-        shown(challenger),
-        crate::compare::grouped(agreement.n_same_answer),
-        crate::compare::grouped(agreement.n_both_answered),
+        shown(challenger)
     );
+    text += &match agreement.n_both_answered {
+        0 => ".".to_owned(),
+        n => format!(
+            ": {} of {} answers are the same.",
+            crate::compare::grouped(agreement.n_same_answer),
+            crate::compare::grouped(n)
+        ),
+    };
     if matches!(comparison.evidence.kind, EvidenceKind::Better | EvidenceKind::Worse) {
         text += " Look first for what differs: precision, chat template, tokenizer, settings.";
     }

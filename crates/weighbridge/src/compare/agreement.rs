@@ -75,7 +75,7 @@ pub struct LogprobDifference {
     pub n_tokens: u64,
     /// Samples with an aligned token.
     pub n_samples: u64,
-    /// Of them, those whose answers are the same tokens to the end.
+    /// Of them, those whose answers are the same text from the same tokens to the end.
     pub n_whole: u64,
     /// Samples that both answered and that have no aligned token, by reason.
     pub not_aligned: BTreeMap<String, u64>,
@@ -84,19 +84,17 @@ pub struct LogprobDifference {
 impl Agreement {
     /// In one line, for the first screen.
     pub(crate) fn in_words(&self) -> String {
-        let share = match (self.n_both_answered, &self.same_answer_interval) {
-            (0, _) => "no sample answered by both".to_owned(),
-            (n, None) => {
-                format!("{} of {} answers the same", grouped(self.n_same_answer), grouped(n))
-            }
-            (n, Some(i)) => format!(
-                "{} of {} answers the same ({:.1} to {:.1} %)",
-                grouped(self.n_same_answer),
-                grouped(n),
-                i.lo * 100.0,
-                i.hi * 100.0
-            ),
-        };
+        if self.n_both_answered == 0 {
+            return "no sample was answered by both".to_owned();
+        }
+        let mut share = format!(
+            "{} of {} answers the same",
+            grouped(self.n_same_answer),
+            grouped(self.n_both_answered)
+        );
+        if let Some(i) = &self.same_answer_interval {
+            share += &format!(" ({:.1} to {:.1} %)", i.lo * 100.0, i.hi * 100.0);
+        }
         let flips = self.table.map_or(String::new(), |t| {
             format!(
                 ", {} right \u{2192} wrong, {} wrong \u{2192} right",
@@ -270,7 +268,7 @@ fn logprob_gap<'a>(
 struct Aligned {
     /// |candidate − reference| of each aligned token, in nats; at least one.
     gaps: Vec<f64>,
-    /// The answers are the same tokens to the end.
+    /// The answers are the same text from the same tokens to the end.
     is_whole: bool,
 }
 
@@ -328,7 +326,11 @@ fn align(
         .collect();
     match gaps.is_empty() {
         true => Err(NotAligned::FirstToken),
-        false => Ok(Aligned { gaps, is_whole: n_same == a.len() && n_same == b.len() }),
+        false => Ok(Aligned {
+            gaps,
+            // Some vendors list the end token, others do not; it has no text.
+            is_whole: n_same == a.len().min(b.len()) && reference.text == candidate.text,
+        }),
     }
 }
 
@@ -393,7 +395,9 @@ mod tests {
         // One of them ends earlier.
         let shorter = align(&record(&ABC), &record(&ABC[..2])).unwrap();
         assert_eq!(shorter, Aligned { gaps: vec![0.0, 0.0], is_whole: false });
-        // The vendor of one side tells no indices.
+        // The vendor of one side tells no indices, and no end token.
+        let ended = record(&[ABC[0], ABC[1], ABC[2], (0, "", -0.125)]);
+        assert!(align(&ended, &record(&ABC)).unwrap().is_whole);
         let mut without_ids = record(&ABC);
         for token in without_ids.logprobs.iter_mut().flatten() {
             token.id = None;
