@@ -57,9 +57,9 @@ impl<'m> Embedder<'m> {
         }
         self.batch.clear();
         for (pos, token) in before.iter().chain(tokens).chain(after).enumerate() {
-            self.batch
-                .add(LlamaToken(*token as i32), pos as i32, &[0], true)
-                .map_err(|error| Error::new(ErrorKind::Engine, "the batch is full").with_source(error))?;
+            self.batch.add(LlamaToken(*token as i32), pos as i32, &[0], true).map_err(|error| {
+                Error::new(ErrorKind::Engine, "the batch is full").with_source(error)
+            })?;
         }
         let computed = self.compute();
         if !self.is_encoder {
@@ -75,11 +75,13 @@ impl<'m> Embedder<'m> {
             false => self.context.decode(&mut self.batch).map_err(|error| error.to_string()),
         };
         let failed = |why: String| {
-            let error = Error::new(ErrorKind::Engine, format!("the text could not be embedded: {why}"));
+            let error =
+                Error::new(ErrorKind::Engine, format!("the text could not be embedded: {why}"));
             with_log(error, &native::take_log())
         };
         outcome.map_err(failed)?;
-        let vector = self.context.embeddings_seq_ith(0).map_err(|error| failed(error.to_string()))?;
+        let vector =
+            self.context.embeddings_seq_ith(0).map_err(|error| failed(error.to_string()))?;
         Ok(vector.to_vec())
     }
 }

@@ -17,7 +17,10 @@ pub(crate) struct LlamaEngine<'m> {
 impl<'m> LlamaEngine<'m> {
     fn decoder(&mut self) -> Result<&mut Decoder<'m>> {
         self.decoder.as_mut().ok_or_else(|| {
-            Error::unsupported("text", "this model gives embeddings of texts, it does not continue them")
+            Error::unsupported(
+                "text",
+                "this model gives embeddings of texts, it does not continue them",
+            )
         })
     }
 }

@@ -441,12 +441,9 @@ pub(crate) fn listed_card(gguf: &Gguf) -> ModelCard {
 /// Refuses what llama.cpp would load and this plugin could not drive.
 pub(crate) fn check_supported(gguf: &Gguf, path: &Path) -> Result<()> {
     let refused = |what: &str, remedy: &str| {
-        Err(Error::new(
-            ErrorKind::ModelLoad,
-            format!("`{}` is {what}; {remedy}", path.display()),
-        )
-        .with("file", path.display())
-        .with("architecture", gguf.arch()))
+        Err(Error::new(ErrorKind::ModelLoad, format!("`{}` is {what}; {remedy}", path.display()))
+            .with("file", path.display())
+            .with("architecture", gguf.arch()))
     };
     if let Some((_, what)) = OTHERS.iter().find(|(arch, _)| *arch == gguf.arch()) {
         return refused(what, "take a language model");
@@ -475,7 +472,10 @@ fn chosen_devices(names: &[String], devices: &[LlamaBackendDevice]) -> Result<Ve
             device.map(|device| device.index).ok_or_else(|| {
                 Error::new(
                     ErrorKind::InvalidInput,
-                    format!("there is no device `{name}`; the devices are {}", device_names(devices)),
+                    format!(
+                        "there is no device `{name}`; the devices are {}",
+                        device_names(devices)
+                    ),
                 )
                 .with("device", name)
             })
@@ -524,7 +524,10 @@ mod tests {
     fn the_log_says_where_the_weights_are() {
         let line = "load_tensors:   CPU_Mapped model buffer size =     0.82 MiB";
         assert_eq!(buffer_name(line), Some("CPU_Mapped"));
-        assert_eq!(buffer_name("load_tensors:        CUDA0 model buffer size = 1 MiB"), Some("CUDA0"));
+        assert_eq!(
+            buffer_name("load_tensors:        CUDA0 model buffer size = 1 MiB"),
+            Some("CUDA0")
+        );
         assert_eq!(buffer_name("llama_context: n_ctx = 512"), None);
     }
 }

@@ -135,7 +135,11 @@ pub(crate) fn compiled_into_ggml() -> Vec<&'static str> {
             (sys::ggml_cpu_has_amx_int8(), &["amx-int8"]),
         ]
     };
-    answers.iter().filter(|(has, _)| *has != 0).flat_map(|(_, names)| names.iter().copied()).collect()
+    answers
+        .iter()
+        .filter(|(has, _)| *has != 0)
+        .flat_map(|(_, names)| names.iter().copied())
+        .collect()
 }
 
 /// The vector registers that the system saves (XCR0); 0 if it saves none.

@@ -126,7 +126,9 @@ fn check_location(model: &ModelRef, path: &Path) -> Result<()> {
     }
     let within = list_paths(path, 1);
     let remedy = match within.first() {
-        Some(first) => format!("it has {} GGUF models, such as `{}`", within.len(), first.display()),
+        Some(first) => {
+            format!("it has {} GGUF models, such as `{}`", within.len(), first.display())
+        }
         None if path.join("config.json").exists() => format!(
             "it is a Hugging Face folder: convert it with `convert_hf_to_gguf.py` of llama.cpp, or \
              open it as `candle:{}`",

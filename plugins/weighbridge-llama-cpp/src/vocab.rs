@@ -88,11 +88,8 @@ impl Encoder {
             control.filter_map(text).filter(|text| !text.is_empty()).collect();
         let mut special_texts: Vec<String> = special.into_iter().collect();
         special_texts.sort();
-        let named = [
-            ("bos_token", vocab.bos()),
-            ("eos_token", vocab.eos()),
-            ("pad_token", vocab.pad()),
-        ];
+        let named =
+            [("bos_token", vocab.bos()), ("eos_token", vocab.eos()), ("pad_token", vocab.pad())];
         let variables = named
             .into_iter()
             .filter(|(_, token)| id(*token).is_some())
@@ -104,7 +101,9 @@ impl Encoder {
 
 impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoder").field("n_special", &self.special_texts.len()).finish_non_exhaustive()
+        f.debug_struct("Encoder")
+            .field("n_special", &self.special_texts.len())
+            .finish_non_exhaustive()
     }
 }
 
