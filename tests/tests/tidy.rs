@@ -19,9 +19,16 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("weighbridge-testkit", &["weighbridge-core"]),
     (
         "weighbridge-cli",
-        &["weighbridge", "weighbridge-server", "weighbridge-candle", "weighbridge-remote"],
+        &[
+            "weighbridge",
+            "weighbridge-server",
+            "weighbridge-candle",
+            "weighbridge-llama-cpp",
+            "weighbridge-remote",
+        ],
     ),
     ("weighbridge-candle", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
+    ("weighbridge-llama-cpp", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
     ("weighbridge-tests", &[]),
