@@ -1,7 +1,7 @@
 //! From a [`Constraint`] to a grammar, and from llguidance's messages to typed errors.
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weighbridge_core::{Constraint, Error, ErrorKind, Result};
 
 /// Deepest schema that is read; compiling recurses.
@@ -9,6 +9,10 @@ const MAX_SCHEMA_DEPTH: usize = 128;
 
 /// Longest text of a regular expression or grammar, or of all choices together.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// White space of a JSON document, wherever it may stand. The bound keeps a weak model from writing
+/// nothing else.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 
 /// What a grammar may cost. A mask ends after about 20 ms on the machines llguidance measured, and
 /// the lexer's states stay below about 100 MB.
@@ -21,7 +25,14 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
     match constraint {
         Constraint::JsonSchema(schema) => {
             check_schema(schema)?;
-            Ok(TopLevelGrammar::from_json_schema(schema.clone()))
+            let mut schema = schema.clone();
+            if schema == Value::Bool(true) {
+                schema = json!({});
+            }
+            if let Some(map) = schema.as_object_mut() {
+                map.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
+            }
+            Ok(TopLevelGrammar::from_json_schema(schema))
         }
         Constraint::Regex(pattern) => regex(pattern),
         Constraint::Lark(source) => {

@@ -5,8 +5,8 @@
 //! was drawn, and tells which tokens are forced after it.
 //!
 //! # What is enforced
-//! - **JSON Schema**, drafts 4 to 2020-12. Properties come in the order of the schema, white space is
-//!   free. What cannot be kept is an [`Unsupported`](ErrorKind::Unsupported) error named
+//! - **JSON Schema**, drafts 4 to 2020-12. Properties come in the order of the schema; between two
+//!   parts stand at most 40 characters of white space. What cannot be kept is an [`Unsupported`](ErrorKind::Unsupported) error named
 //!   `schema.<keyword>`: `not`, `if`/`then`/`else`, `uniqueItems`, `contains`, `propertyNames`,
 //!   `dependentRequired`, `dependentSchemas`, `dependencies`, `unevaluatedItems`,
 //!   `unevaluatedProperties`, `$dynamicRef`, `oneOf` whose branches may overlap, `minProperties` and
