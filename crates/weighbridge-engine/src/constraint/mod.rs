@@ -92,7 +92,7 @@ impl ConstraintFactory {
             grammar::compile_error(constraint, &format!("{error:#}"))
         })?;
         let mut state = ConstraintState {
-            matcher: Matcher::new(Ok(parser)),
+            matcher: Box::new(Matcher::new(Ok(parser))),
             mask: TokenMask::none(self.table.len()),
             has_mask: false,
             workers: built.workers.clone(),
@@ -115,7 +115,7 @@ impl ConstraintFactory {
 
 /// How far a completion has come in its language.
 pub struct ConstraintState {
-    matcher: Matcher,
+    matcher: Box<Matcher>,
     mask: TokenMask,
     /// `mask` is that of the present state.
     has_mask: bool,

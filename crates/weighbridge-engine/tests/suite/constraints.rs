@@ -485,9 +485,9 @@ fn a_hostile_constraint_ends_in_time() {
             }
         };
         for _ in 0..40 {
-            let step = state.mask().map(|mask| {
-                (0..noise.table.len() as u32).filter(|id| mask.allows(*id)).last().unwrap()
-            });
+            let step = state
+                .mask()
+                .map(|mask| (0..noise.table.len() as u32).rfind(|id| mask.allows(*id)).unwrap());
             if let Err(error) = step.and_then(|id| state.commit(id)) {
                 assert_eq!(error.kind(), ErrorKind::Constraint, "{pattern}: {error}");
                 break;
