@@ -153,20 +153,30 @@ fn check_min_properties(schema: &serde_json::Map<String, Value>) -> Result<()> {
 
 /// llguidance's message about a grammar that it did not compile, as an error.
 ///
-/// The messages are matched by their text, for there is nothing else; a test holds every one to it.
+/// The messages are matched by their text, for there is nothing else; the tests name them.
 pub(super) fn compile_error(constraint: &Constraint, message: &str) -> Error {
     let message = first_part(message);
-    if ["too big", "too large", "too many", "too deeply", "fuel", "limit", "exceeded", "panic"]
-        .iter()
-        .any(|word| message.contains(word))
-    {
-        return Error::new(ErrorKind::Constraint, format!("the grammar is too large: {message}"));
-    }
-    if matches!(constraint, Constraint::JsonSchema(_))
-        && let Some(keyword) = unsupported_keyword(message)
+    if let Constraint::JsonSchema(schema) = constraint
+        && let Some(keyword) = unsupported_keyword(message, schema)
     {
         let why = "the decoder cannot keep it; leave it out, or check it after the call";
         return Error::unsupported(format!("schema.{keyword}"), why).with("detail", message);
+    }
+    let is_limit = [
+        "too big (limit",
+        "schema too large",
+        "stack level exceeded",
+        "too deeply nested",
+        "fuel exhausted",
+        "precomputation failed",
+        "too many ",
+        "panic: ",
+    ]
+    .iter()
+    .any(|part| message.contains(part));
+    if is_limit {
+        let what = "the grammar needs more work than is allowed; make it smaller";
+        return Error::new(ErrorKind::Constraint, what).with("detail", message);
     }
     let name = match constraint {
         Constraint::JsonSchema(_) => "JSON Schema",
@@ -178,16 +188,19 @@ pub(super) fn compile_error(constraint: &Constraint, message: &str) -> Error {
 }
 
 /// The keyword of a schema that a message is about, if it is one that cannot be kept.
-fn unsupported_keyword(message: &str) -> Option<String> {
+fn unsupported_keyword(message: &str, schema: &Value) -> Option<String> {
     if let Some((_, list)) = message.split_once("Unimplemented keys: ") {
         let list = list.split_inclusive(']').next()?;
         let keywords: Vec<String> = serde_json::from_str(list).ok()?;
         return keywords.into_iter().next();
     }
+    // The message names two keywords and means the one that the schema has.
+    let has_max = schema.to_string().contains("\"maxProperties\"");
+    let bound = if has_max { "maxProperties" } else { "minProperties" };
     let marks = [
         ("Unknown format", "format"),
         ("oneOf constraints are not supported", "oneOf"),
-        ("min/maxProperties only supported", "maxProperties"),
+        ("min/maxProperties only supported", bound),
         ("patternProperty regexes", "patternProperties"),
         ("Only absolute $ref", "$ref"),
         ("circular references with sibling keys", "$ref"),

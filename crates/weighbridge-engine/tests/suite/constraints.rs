@@ -405,6 +405,11 @@ fn what_a_schema_asks_and_cannot_be_kept_is_named() {
         (json!({"type": "string", "pattern": r"(a)\1"}), "pattern"),
         (json!({"type": "object", "minProperties": 2}), "minProperties"),
         (
+            json!({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2,
+                "additionalProperties": false}),
+            "minProperties",
+        ),
+        (
             json!({"properties": {"a": {}, "b": {}}, "type": "object", "maxProperties": 1}),
             "maxProperties",
         ),
