@@ -1,7 +1,7 @@
 //! From a [`Constraint`] to a grammar, and from llguidance's messages to typed errors.
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use serde_json::Value;
+use serde_json::{Value, json};
 use weighbridge_core::{Constraint, Error, ErrorKind, Result};
 
 /// Deepest schema that is read; compiling recurses.
@@ -9,6 +9,10 @@ const MAX_SCHEMA_DEPTH: usize = 128;
 
 /// Longest text of a regular expression or grammar, or of all choices together.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// White space of a JSON document, wherever it may stand. The bound keeps a weak model from writing
+/// nothing else.
+const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
 
 /// What a grammar may cost. A mask ends after about 20 ms on the machines llguidance measured, and
 /// the lexer's states stay below about 100 MB.
@@ -21,7 +25,14 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
     match constraint {
         Constraint::JsonSchema(schema) => {
             check_schema(schema)?;
-            Ok(TopLevelGrammar::from_json_schema(schema.clone()))
+            let mut schema = schema.clone();
+            if schema == Value::Bool(true) {
+                schema = json!({});
+            }
+            if let Some(map) = schema.as_object_mut() {
+                map.insert("x-guidance".to_owned(), json!({ "whitespace_pattern": WHITE_SPACE }));
+            }
+            Ok(TopLevelGrammar::from_json_schema(schema))
         }
         Constraint::Regex(pattern) => regex(pattern),
         Constraint::Lark(source) => {
@@ -142,20 +153,30 @@ fn check_min_properties(schema: &serde_json::Map<String, Value>) -> Result<()> {
 
 /// llguidance's message about a grammar that it did not compile, as an error.
 ///
-/// The messages are matched by their text, for there is nothing else; a test holds every one to it.
+/// The messages are matched by their text, for there is nothing else; the tests name them.
 pub(super) fn compile_error(constraint: &Constraint, message: &str) -> Error {
     let message = first_part(message);
-    if ["too big", "too large", "too many", "too deeply", "fuel", "limit", "exceeded", "panic"]
-        .iter()
-        .any(|word| message.contains(word))
-    {
-        return Error::new(ErrorKind::Constraint, format!("the grammar is too large: {message}"));
-    }
-    if matches!(constraint, Constraint::JsonSchema(_))
-        && let Some(keyword) = unsupported_keyword(message)
+    if let Constraint::JsonSchema(schema) = constraint
+        && let Some(keyword) = unsupported_keyword(message, schema)
     {
         let why = "the decoder cannot keep it; leave it out, or check it after the call";
         return Error::unsupported(format!("schema.{keyword}"), why).with("detail", message);
+    }
+    let is_limit = [
+        "too big (limit",
+        "schema too large",
+        "stack level exceeded",
+        "too deeply nested",
+        "fuel exhausted",
+        "precomputation failed",
+        "too many ",
+        "panic: ",
+    ]
+    .iter()
+    .any(|part| message.contains(part));
+    if is_limit {
+        let what = "the grammar needs more work than is allowed; make it smaller";
+        return Error::new(ErrorKind::Constraint, what).with("detail", message);
     }
     let name = match constraint {
         Constraint::JsonSchema(_) => "JSON Schema",
@@ -167,16 +188,19 @@ pub(super) fn compile_error(constraint: &Constraint, message: &str) -> Error {
 }
 
 /// The keyword of a schema that a message is about, if it is one that cannot be kept.
-fn unsupported_keyword(message: &str) -> Option<String> {
+fn unsupported_keyword(message: &str, schema: &Value) -> Option<String> {
     if let Some((_, list)) = message.split_once("Unimplemented keys: ") {
         let list = list.split_inclusive(']').next()?;
         let keywords: Vec<String> = serde_json::from_str(list).ok()?;
         return keywords.into_iter().next();
     }
+    // The message names two keywords and means the one that the schema has.
+    let has_max = schema.to_string().contains("\"maxProperties\"");
+    let bound = if has_max { "maxProperties" } else { "minProperties" };
     let marks = [
         ("Unknown format", "format"),
         ("oneOf constraints are not supported", "oneOf"),
-        ("min/maxProperties only supported", "maxProperties"),
+        ("min/maxProperties only supported", bound),
         ("patternProperty regexes", "patternProperties"),
         ("Only absolute $ref", "$ref"),
         ("circular references with sibling keys", "$ref"),

@@ -5,8 +5,8 @@
 //! was drawn, and tells which tokens are forced after it.
 //!
 //! # What is enforced
-//! - **JSON Schema**, drafts 4 to 2020-12. Properties come in the order of the schema, white space is
-//!   free. What cannot be kept is an [`Unsupported`](ErrorKind::Unsupported) error named
+//! - **JSON Schema**, drafts 4 to 2020-12. Properties come in the order of the schema; between two
+//!   parts stand at most 40 characters of white space. What cannot be kept is an [`Unsupported`](ErrorKind::Unsupported) error named
 //!   `schema.<keyword>`: `not`, `if`/`then`/`else`, `uniqueItems`, `contains`, `propertyNames`,
 //!   `dependentRequired`, `dependentSchemas`, `dependencies`, `unevaluatedItems`,
 //!   `unevaluatedProperties`, `$dynamicRef`, `oneOf` whose branches may overlap, `minProperties` and
@@ -92,7 +92,7 @@ impl ConstraintFactory {
             grammar::compile_error(constraint, &format!("{error:#}"))
         })?;
         let mut state = ConstraintState {
-            matcher: Matcher::new(Ok(parser)),
+            matcher: Box::new(Matcher::new(Ok(parser))),
             mask: TokenMask::none(self.table.len()),
             has_mask: false,
             workers: built.workers.clone(),
@@ -115,7 +115,7 @@ impl ConstraintFactory {
 
 /// How far a completion has come in its language.
 pub struct ConstraintState {
-    matcher: Matcher,
+    matcher: Box<Matcher>,
     mask: TokenMask,
     /// `mask` is that of the present state.
     has_mask: bool,

@@ -364,6 +364,27 @@ fn every_end_id_ends_and_ids_without_a_token_are_masked() {
 }
 
 #[test]
+fn white_space_is_free_up_to_a_bound() {
+    let noise = Noise::fixture();
+    for schema in [json!({"type": "array", "minItems": 1}), json!(true)] {
+        let mut state = noise.compile(&Constraint::JsonSchema(schema));
+        let id = |byte: u8| {
+            (0..noise.table.len() as u32).find(|id| noise.table.bytes_of(*id) == [byte]).unwrap()
+        };
+        assert!(!state.mask().unwrap().allows(id(b' ')), "not before the document");
+        state.commit(id(b'[')).unwrap();
+        for n in 0..40 {
+            state.commit(id(b" \n\t\r"[n % 4])).unwrap();
+        }
+        assert!(!state.mask().unwrap().allows(id(b' ')));
+        for byte in b"1\n]" {
+            state.commit(id(*byte)).unwrap();
+        }
+        assert!(state.is_complete(), "nothing follows the document");
+    }
+}
+
+#[test]
 fn what_a_schema_asks_and_cannot_be_kept_is_named() {
     let noise = Noise::fixture();
     for (schema, keyword) in [
@@ -383,6 +404,11 @@ fn what_a_schema_asks_and_cannot_be_kept_is_named() {
         (json!({"type": "string", "pattern": "a(?=b)"}), "pattern"),
         (json!({"type": "string", "pattern": r"(a)\1"}), "pattern"),
         (json!({"type": "object", "minProperties": 2}), "minProperties"),
+        (
+            json!({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2,
+                "additionalProperties": false}),
+            "minProperties",
+        ),
         (
             json!({"properties": {"a": {}, "b": {}}, "type": "object", "maxProperties": 1}),
             "maxProperties",
@@ -464,9 +490,9 @@ fn a_hostile_constraint_ends_in_time() {
             }
         };
         for _ in 0..40 {
-            let step = state.mask().map(|mask| {
-                (0..noise.table.len() as u32).filter(|id| mask.allows(*id)).last().unwrap()
-            });
+            let step = state
+                .mask()
+                .map(|mask| (0..noise.table.len() as u32).rfind(|id| mask.allows(*id)).unwrap());
             if let Err(error) = step.and_then(|id| state.commit(id)) {
                 assert_eq!(error.kind(), ErrorKind::Constraint, "{pattern}: {error}");
                 break;
