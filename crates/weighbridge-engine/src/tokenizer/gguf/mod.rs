@@ -1,13 +1,17 @@
 //! Tokenizers of GGUF files, token for token those of llama.cpp.
 //!
-//! [`load`] takes a vocabulary as a GGUF file stores it. SentencePiece (`llama`) and byte-level BPE
-//! (`gpt2`, with the pre-tokenizers that llama.cpp knows for generating models) are supported, and
-//! Gemma 4's BPE on raw text. Where this differs from llama.cpp, it is on purpose:
+//! [`load`] takes a vocabulary as a GGUF file stores it. SentencePiece (`llama`), byte-level BPE
+//! (`gpt2`) with every pre-tokenizer that llama.cpp has for generating models, and Gemma 4's BPE
+//! (`gemma4`) are supported. Where the result differs from llama.cpp's, it does so on purpose:
 //!
-//! - Text that `parse_special` does not cover never becomes a control token or a byte token. In
-//!   llama.cpp it can, where the merges lead there.
-//! - Text that the vocabulary cannot express is an error; llama.cpp leaves it out or stops.
-//! - A BPE file without end token has none; llama.cpp takes token 11.
+//! - Text outside markup never becomes a control token or, by spelling `<0x0A>`, a byte token; in
+//!   llama.cpp it does where a vocabulary's merges lead there.
+//! - Text that the vocabulary cannot express is an error; llama.cpp leaves the bytes out.
+//! - A BPE token whose name is not spelt byte by byte stands for its name, as in `tokenizer.json`;
+//!   llama.cpp writes `[UNK_BYTE_0x…]`.
+//! - A BPE file that names no end token has none but those that are known by name; llama.cpp takes
+//!   token 11.
+//! - No EOS is put after a prompt, whatever `add_eos_token` says.
 
 mod encoder;
 mod merge;
