@@ -48,9 +48,11 @@ const EXAONE_MOE: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[
 const MINICPM5: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LINES: &str = r"[^\n]+|\n+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
-/// Threes of a number counted from its end. The first of them takes in what stands before it, so
-/// that this belongs before expressions that cut digits off.
-const THREES_FROM_THE_END: &str = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))";
+/// Threes of a number counted from its end, after [`UP_TO_NUMBER`]. The first of them takes in what
+/// stands before it; later expressions cut that off again.
+const THREES_FROM_THE_END: &str =
+    r"\A(?>[^\p{N}]*)\p{N}{1,2}(?=(?>(?:\p{N}{3})*)\z)|(?>[^\p{N}]*)\p{N}{3}|[^\p{N}]+";
+const UP_TO_NUMBER: &str = r"[^\p{N}]*\p{N}+|[^\p{N}]+";
 
 /// Lines, of text that is not spelt byte by byte.
 pub(super) const GEMMA4: Pre = Pre { splits: &[LINES], ignore_merges: false, add_bos: true };
@@ -96,13 +98,14 @@ pub(super) fn find(name: &str) -> Option<Pre> {
             GPT2,
         ],
         "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => &[GPT4O],
-        "tiny_aya" | "cohere2moe" => &[THREES_FROM_THE_END, TINY_AYA],
+        "tiny_aya" | "cohere2moe" => &[UP_TO_NUMBER, THREES_FROM_THE_END, TINY_AYA],
         "kimi-k2" => &[KIMI],
         "superbpe" => &[r"\p{N}+", "(?=([0-9]{3})+(?![0-9]))"],
         "bailingmoe" | "bailingmoe2" | "llada-moe" => &[BAILING],
         "seed-coder" => &[SEED_CODER],
         "ufakzeka" => &[UFAKZEKA],
         "afmoe" => &[
+            UP_TO_NUMBER,
             THREES_FROM_THE_END,
             "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+",
             DEEPSEEK3,
