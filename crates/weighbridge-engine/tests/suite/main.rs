@@ -6,6 +6,7 @@
 mod constrained;
 mod constraints;
 mod decode;
+mod gguf;
 mod prefix;
 mod sampler;
 mod scoring;
