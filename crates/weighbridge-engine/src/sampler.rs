@@ -192,7 +192,11 @@ impl Sampler {
         table: &TokenTable,
         mask: Option<&TokenMask>,
     ) -> Result<u32> {
-        check_row(logits, position)?;
+        let max = check_row(logits, position)?;
+        if let Some(id) = self.shortcut(logits, max, table, mask) {
+            *self.seen.entry(id).or_insert(0) += 1;
+            return Ok(id);
+        }
         if let Some(id) = mask.and_then(TokenMask::only) {
             self.force(id, position, table)?;
             return Ok(id);
@@ -202,6 +206,30 @@ impl Sampler {
         let id = if self.params.temperature == 0.0 { best } else { self.draw(max) };
         *self.seen.entry(id).or_insert(0) += 1;
         Ok(id)
+    }
+
+    /// The token with the highest logit, where nothing changes that it is the one: a pass over the row
+    /// instead of a list of candidates.
+    fn shortcut(
+        &self,
+        logits: &[f32],
+        max: f64,
+        table: &TokenTable,
+        mask: Option<&TokenMask>,
+    ) -> Option<u32> {
+        let p = &self.params;
+        let is_plain = p.temperature == 0.0
+            && p.repetition_penalty == 1.0
+            && p.frequency_penalty == 0.0
+            && p.presence_penalty == 0.0;
+        // A bias that only bans changes nothing for others.
+        let only_bans = p.logit_bias.iter().all(|(_, bias)| *bias == f32::NEG_INFINITY);
+        if !is_plain || !only_bans || mask.is_some() {
+            return None;
+        }
+        let best = logits.iter().position(|logit| f64::from(*logit) == max)? as u32;
+        let is_banned = p.logit_bias.iter().any(|(banned, _)| *banned == best);
+        (!is_banned && table.kind(best) != TokenKind::Unused).then_some(best)
     }
 
     /// Takes a token that leaves no choice and counts it for the penalties.

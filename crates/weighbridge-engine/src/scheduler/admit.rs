@@ -258,7 +258,8 @@ impl Scheduler {
         let n_needed = unit.sequence.tokens.len() - n_saved;
         let kept = source.map(|source| source.seq);
         while self.n_positions(false) + n_needed > self.caps.ctx_total as usize {
-            if !self.evict(engine, kept) {
+            // At last the source itself, if nothing runs in it.
+            if !self.evict(engine, kept) && !self.evict(engine, None) {
                 break;
             }
         }
