@@ -9,11 +9,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::*;
 use serde_json::json;
 use weighbridge_core::ErrorKind;
+use weighbridge_engine::loader::TextModel;
 use weighbridge_engine::logits::{
     Fork, Input, LogitsEngine, SeqId, SnapshotKind, Span, Truncate, Want,
 };
@@ -38,7 +39,12 @@ fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     assert!(worst < TOLERANCE, "{what}: {worst}");
 }
 
-fn shown(path: &std::path::Path) -> String {
+/// With flash attention where llama.cpp chooses it, as users have it.
+fn with<T>(path: &Path, work: impl FnOnce(&TextModel, &mut dyn LogitsEngine) -> T) -> T {
+    try_with(path, &context(json!({"kv_type": "f32"})), work).unwrap()
+}
+
+fn shown(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
