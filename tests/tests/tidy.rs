@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// Who may import whom. A crate that is not here is new: give it a line, and an ADR if it is an
 /// arrow that was not there before.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("weighbridge-core", &[]),
     ("weighbridge-engine", &["weighbridge-core"]),
     ("weighbridge-models", &["weighbridge-core"]),
@@ -18,9 +18,16 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("weighbridge-server", &["weighbridge-core"]),
     (
         "weighbridge-cli",
-        &["weighbridge", "weighbridge-server", "weighbridge-candle", "weighbridge-remote"],
+        &[
+            "weighbridge",
+            "weighbridge-server",
+            "weighbridge-candle",
+            "weighbridge-llama-cpp",
+            "weighbridge-remote",
+        ],
     ),
     ("weighbridge-candle", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
+    ("weighbridge-llama-cpp", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
     ("weighbridge-tests", &[]),

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program talks to its user.
 
 mod eval;
+mod native;
 mod shell;
 mod test;
 
@@ -15,6 +16,8 @@ Usage: cargo xtask TASK
   eval SUITE [ARG …]   any suite; the arguments are those of `weighbridge eval`
   eval --data FILE …   your own data: looks for models on this machine, shows the plan, asks
   test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json
+  native               finds or installs what building llama.cpp needs; prints it for a shell:
+                       eval \"$(cargo xtask native)\"
 ";
 
 fn main() -> ExitCode {
@@ -22,6 +25,10 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["eval", rest @ ..] => eval::run(rest),
+        ["native"] => native::Tools::provide().map(|tools| {
+            print!("{}", tools.exports());
+            0
+        }),
         ["test"] => test::run(false),
         ["test", "--full"] => test::run(true),
         [] | ["help" | "--help" | "-h"] => {
