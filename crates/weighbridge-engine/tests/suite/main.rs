@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod decode;
+mod gguf;
 mod sampler;
 mod scoring;
 mod support;
