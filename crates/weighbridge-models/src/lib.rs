@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod checkpoint;
+pub mod decoder;
 pub mod folder;
 pub mod gguf;
 pub mod hf_config;
