@@ -474,11 +474,6 @@ impl DecoderConfig {
                         tensors.push((format!("{}.weight", name(0)), shape));
                         continue;
                     }
-                    // One row is a vector there.
-                    Naming::Gguf if part == Part::SharedRouter => {
-                        tensors.push((format!("{}.weight", name(0)), shape[1..].to_vec()));
-                        continue;
-                    }
                     _ => {}
                 }
                 let n_out = shape[0];

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod decoder;
 pub mod folder;
 pub mod gguf;
+pub mod gguf_config;
 pub mod hf_config;
 pub mod safetensors;
 

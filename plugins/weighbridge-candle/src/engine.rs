@@ -5,10 +5,10 @@ use weighbridge_engine::logits::{
     Batching, EngineCaps, Fork, Input, Interrupt, LogitsEngine, RowSink, SeqId, SnapshotKind, Span,
     Truncate,
 };
-use weighbridge_models::folder::ModelFolder;
 
 use crate::cache::Cache;
-use crate::decoder::{Decoder, Part};
+use crate::files::ModelFiles;
+use crate::decoder::{Decoder, Span as Part};
 use crate::weights::Reader;
 
 /// Sequences that can live at once.
@@ -29,25 +29,26 @@ pub struct CandleEngine {
 }
 
 impl CandleEngine {
-    /// Loads the weights of a folder that was looked at. Reports progress through `context` and
+    /// Loads the weights of files that were looked at. Reports progress through `context` and
     /// stops between tensors when it is cancelled. `start` is the progress already made.
     ///
     /// # Errors
     /// [`ModelLoad`](ErrorKind::ModelLoad) for weights that cannot be used;
     /// [`Cancelled`](ErrorKind::Cancelled).
     pub fn load(
-        folder: &mut ModelFolder,
+        files: &mut ModelFiles,
         n_ctx: u32,
         context: &OpenContext,
         start: f32,
     ) -> Result<Self> {
-        let mut reader = Reader::new(&mut folder.weights, context, start);
-        let decoder = Decoder::load(&folder.config, &mut reader)?;
+        let config = files.config().clone();
+        let mut reader = Reader::new(files.weights(), context, start);
+        let decoder = Decoder::load(&config, n_ctx as usize, &mut reader)?;
         let shape = decoder.cache_shape();
         let affordable = KV_BUDGET_BYTES / shape.n_bytes().max(1);
         let affordable = u32::try_from(affordable).unwrap_or(u32::MAX);
         let caps = EngineCaps {
-            n_vocab: folder.config.vocab_size as u32,
+            n_vocab: config.vocab_size as u32,
             max_seqs: MAX_SEQS,
             ctx_total: n_ctx.saturating_mul(MAX_SEQS).min(affordable.max(n_ctx)),
             ctx_per_seq: n_ctx,
