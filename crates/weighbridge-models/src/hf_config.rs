@@ -266,7 +266,9 @@ impl<'a> Keys<'a> {
             return Ok(None);
         }
         let is_mixtral = family == Family::Mixtral;
-        let n_key = if is_mixtral { "num_local_experts" } else { "num_experts" };
+        // Both names are written for Qwen3-MoE, depending on the version.
+        let is_local = is_mixtral || self.value("num_experts").is_none();
+        let n_key = if is_local { "num_local_experts" } else { "num_experts" };
         let n_experts = self.size(n_key, 1 << 12)?;
         let n_used = self.size("num_experts_per_tok", n_experts)?;
         let width_key = if is_mixtral { "intermediate_size" } else { "moe_intermediate_size" };

@@ -138,10 +138,10 @@ fn every_shape_equals_transformers() {
     }
 }
 
-/// What candle reads of `fixtures/parity`; the rest is refused by the name of its architecture.
-const FAMILIES: [&str; 16] = [
-    "gemma2", "gemma3", "llama-k", "llama2", "llama3", "mistral", "mixtral", "olmo2", "phi3",
-    "phi3-longrope", "qwen2", "qwen2-96", "qwen2-moe", "qwen3", "qwen3-moe", "x",
+/// Folders of `fixtures/parity` that candle reads; the others are refused.
+const FAMILIES: [&str; 15] = [
+    "gemma2", "olmo2", "gemma3", "llama-k", "llama2", "llama3", "mistral", "mixtral", "phi3", "phi3-longrope", "qwen2",
+    "qwen2-96", "qwen2-moe", "qwen3", "qwen3-moe",
 ];
 
 /// Largest difference over all cases of a file of a family.
@@ -163,13 +163,14 @@ fn worst_of(engine: &mut CandleEngine, cases: &[Value]) -> f64 {
             }
         }
         let expected = ids(&case["greedy"]);
-        assert_eq!(greedy(engine, &tokens, expected.len(), |_, _| {}), expected);
+        if greedy(engine, &tokens, expected.len(), |_, _| {}) != expected { worst = worst.max(1.0); println!("greedy differs"); }
     }
     worst
 }
 
 #[test]
 fn every_family_equals_transformers_in_every_format() {
+    let mut bad = Vec::new();
     for family in FAMILIES {
         let folder = fixtures().join("parity").join(family);
         let reference = json(&folder.join("reference.json"));
@@ -182,10 +183,11 @@ fn every_family_equals_transformers_in_every_format() {
                 let cases = group["cases"].as_array().unwrap();
                 let worst = worst_of(&mut engine_at(&path, 256), cases);
                 println!("{family} {name}: at most {worst:.2e} apart");
-                assert!(worst < TOLERANCE, "{family} {name}: {worst}");
+                if worst >= TOLERANCE { bad.push(format!("{family} {name}: {worst}")); }
                 n_files += 1;
             }
         }
         assert!(n_files > 0, "{family}");
     }
+    assert!(bad.is_empty(), "{bad:?}");
 }
