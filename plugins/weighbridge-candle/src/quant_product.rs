@@ -166,10 +166,9 @@ impl WithSimd for Panels<'_> {
 
 #[inline(always)]
 fn unpack_bytes(codes: &[[u8; PANEL]], out: &mut [Row]) {
-    for (out, codes) in out.iter_mut().zip(codes) {
-        for (out, code) in out.iter_mut().zip(codes) {
-            *out = f32::from(*code as i8);
-        }
+    // One loop over all: loops of a known length are unrolled and then do without vectors.
+    for (out, code) in out.as_flattened_mut().iter_mut().zip(codes.as_flattened()) {
+        *out = f32::from(*code as i8);
     }
 }
 
