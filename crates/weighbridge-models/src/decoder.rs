@@ -460,8 +460,7 @@ impl DecoderConfig {
                 let name = |expert_idx| self.name(naming, layer_idx, part, expert_idx);
                 let is_expert =
                     matches!(part, Part::ExpertGate | Part::ExpertUp | Part::ExpertDown);
-                let n_experts =
-                    self.experts.as_ref().map_or(1, |experts| experts.n_experts);
+                let n_experts = self.experts.as_ref().map_or(1, |experts| experts.n_experts);
                 match naming {
                     Naming::HuggingFace if is_expert => {
                         for expert_idx in 0..n_experts {

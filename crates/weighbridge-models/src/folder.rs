@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use weighbridge_core::{Error, ErrorKind, Result};
 
 use crate::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
-use crate::files::{fault, open_regular, read_small, shown};
 use crate::decoder::{DecoderConfig, Naming};
+use crate::files::{fault, open_regular, read_small, shown};
 use crate::hf_config::{self, CONFIG_FILE};
 use crate::safetensors::{pickle_kind, pickle_refused};
 

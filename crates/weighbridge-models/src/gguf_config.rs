@@ -133,11 +133,11 @@ impl Keys<'_> {
             false => self.size("embedding_length")? / self.n_heads()?,
         };
         let value_dim = self.size_or("attention.value_length", head_dim)?;
-        if value_dim != head_dim || head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1024 {
-            return Err(self.takes(
-                "attention.key_length",
-                "that of the values, even, and at most 1024",
-            ));
+        if value_dim != head_dim || head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1024
+        {
+            return Err(
+                self.takes("attention.key_length", "that of the values, even, and at most 1024")
+            );
         }
         Ok(head_dim)
     }
@@ -229,8 +229,9 @@ impl Keys<'_> {
             if self.has(key) {
                 return self.size(key);
             }
-            let tensor = (0..n_layers)
-                .find_map(|layer_idx| self.gguf.tensor(&format!("blk.{layer_idx}.{tensor}.weight")));
+            let tensor = (0..n_layers).find_map(|layer_idx| {
+                self.gguf.tensor(&format!("blk.{layer_idx}.{tensor}.weight"))
+            });
             let width = tensor.and_then(|tensor| tensor.dims.get(dim));
             width.map(|n| *n as usize).ok_or_else(|| self.takes(key, "one integer below 2^31"))
         };
@@ -336,9 +337,8 @@ impl Keys<'_> {
 fn check_tensors(config: &DecoderConfig, gguf: &Gguf, path: &Path) -> Result<()> {
     let expected = config.tensors(Naming::Gguf);
     // A matrix of one row may be stored as a vector.
-    let squeezed = |shape: &[u64]| -> Vec<u64> {
-        shape.iter().copied().skip_while(|n| *n == 1).collect()
-    };
+    let squeezed =
+        |shape: &[u64]| -> Vec<u64> { shape.iter().copied().skip_while(|n| *n == 1).collect() };
     for (name, shape) in &expected {
         let Some(tensor) = gguf.tensor(name) else {
             return Err(fault(

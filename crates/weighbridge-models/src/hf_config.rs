@@ -129,11 +129,7 @@ pub fn parse(json: &[u8], path: &Path) -> Result<DecoderConfig> {
         has_o_bias: has_attention_bias
             && !matches!(
                 family,
-                Family::Mistral
-                    | Family::Mixtral
-                    | Family::Phi3
-                    | Family::Qwen2
-                    | Family::Qwen2Moe
+                Family::Mistral | Family::Mixtral | Family::Phi3 | Family::Qwen2 | Family::Qwen2Moe
             ),
         has_mlp_bias: family == Family::Llama && keys.flag("mlp_bias")?,
         activation: keys.activation(family)?,

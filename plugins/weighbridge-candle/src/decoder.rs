@@ -94,8 +94,8 @@ impl Decoder {
             };
             let (q, kv) = (heads.q_width(), heads.kv_width());
             // llama.cpp rotates neighbours in files of this architecture.
-            let is_paired = naming == Naming::Gguf
-                && matches!(config.family, Family::Llama | Family::Mixtral);
+            let is_paired =
+                naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);
             let paired_heads = is_paired.then_some(config.head_dim);
             let matrix = |part, n_out| Matrix::new(config.name(naming, layer_idx, part, 0), n_out);
             let qkv = if config.is_fused() {

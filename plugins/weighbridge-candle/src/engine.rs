@@ -7,8 +7,8 @@ use weighbridge_engine::logits::{
 };
 
 use crate::cache::Cache;
-use crate::files::ModelFiles;
 use crate::decoder::{Decoder, Span as Part};
+use crate::files::ModelFiles;
 use crate::weights::Reader;
 
 /// Sequences that can live at once.

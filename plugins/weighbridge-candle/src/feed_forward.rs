@@ -150,7 +150,8 @@ impl Experts {
             if uses.is_empty() {
                 continue;
             }
-            let x: Vec<f32> = uses.iter().flat_map(|(row_idx, _)| &x[row_of(*row_idx)]).copied().collect();
+            let x: Vec<f32> =
+                uses.iter().flat_map(|(row_idx, _)| &x[row_of(*row_idx)]).copied().collect();
             block.forward(arch, x, |rows, stride| {
                 for (row, (row_idx, weight)) in rows.chunks_exact(stride).zip(uses) {
                     for (out, value) in out[row_of(*row_idx)].iter_mut().zip(row) {

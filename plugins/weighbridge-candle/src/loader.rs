@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pulp::{Arch, Simd, WithSimd};
-use weighbridge_core::{
-    EngineInfo, Error, ErrorKind, OpenContext, Result, Sampling,
-};
+use weighbridge_core::{EngineInfo, Error, ErrorKind, OpenContext, Result, Sampling};
 use weighbridge_engine::loader::{EngineLoader, TextModel};
 use weighbridge_engine::logits::LogitsEngine;
 use weighbridge_engine::tokenizer::ModelText;

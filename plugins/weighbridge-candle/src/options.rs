@@ -24,7 +24,7 @@ pub(crate) fn schema() -> Value {
             },
             "dtype": {
                 "enum": ["f32"], "default": "f32",
-                "description": "type the model is computed in; F16 and BF16 weights are widened exactly"
+                "description": "type the model is computed in; weights of other types are widened exactly"
             }
         },
         "additionalProperties": false

@@ -128,10 +128,7 @@ impl Codes {
             let (s, m) = if i < 4 {
                 (small[i] & 63, small[i + 4] & 63)
             } else {
-                (
-                    small[i + 4] & 15 | small[i - 4] >> 6 << 4,
-                    small[i + 4] >> 4 | small[i] >> 6 << 4,
-                )
+                (small[i + 4] & 15 | small[i - 4] >> 6 << 4, small[i + 4] >> 4 | small[i] >> 6 << 4)
             };
             self.scales.push(scale * f32::from(s));
             self.mins.push(min * f32::from(m));
@@ -205,7 +202,9 @@ pub(crate) fn append_values(dtype: GgmlType, row: &[u8], codes: &mut Codes, out:
 /// Appends little-endian values as `f32`, exactly.
 fn append_f32(bytes: &[u8], dtype: GgmlType, out: &mut Vec<f32>) {
     match dtype {
-        GgmlType::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
+        GgmlType::F32 => {
+            out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)))
+        }
         GgmlType::F16 => {
             out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16_to_f32(u16::from_le_bytes(*b))));
         }

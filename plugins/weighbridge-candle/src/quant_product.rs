@@ -288,3 +288,95 @@ fn block<S: Simd, const R: usize, const V: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of codes with scales that are powers of two, so that all products and sums are exact.
+    fn rows(form: Form, n_in: usize, n_out: usize) -> Vec<Codes> {
+        let row = |out_idx: usize| {
+            let code = |i: usize| {
+                let code = ((i * 7 + out_idx * 5) % 16) as i8;
+                if form.is_nibble { code } else { code - 8 }
+            };
+            let n_groups = n_in / form.group;
+            let scale = |i: usize| [0.5, 1.0, 2.0][(i + out_idx) % 3];
+            Codes {
+                codes: (0..n_in).map(code).collect(),
+                scales: (0..n_groups).map(scale).collect(),
+                mins: if form.has_min { (0..n_groups).map(scale).collect() } else { Vec::new() },
+            }
+        };
+        (0..n_out).map(row).collect()
+    }
+
+    #[test]
+    fn every_form_and_number_of_rows_gives_the_product_of_the_values() {
+        let (n_in, n_out) = (160, 70);
+        for (group, is_nibble, zero, has_min) in [
+            (32, true, 8.0, false),
+            (32, true, 0.0, true),
+            (32, false, 0.0, false),
+            (32, false, 0.0, true),
+            (16, false, 0.0, true),
+            (16, false, 0.0, false),
+        ] {
+            let form = Form { group, is_nibble, zero, has_min };
+            let mut matrix = Quantized::new(form, n_in, n_out);
+            let mut values = Vec::new();
+            for (out_idx, codes) in rows(form, n_in, n_out).iter().enumerate() {
+                matrix.set(out_idx, codes);
+                codes.append_values(form, &mut values);
+            }
+            for n_rows in 0..14 {
+                let x: Vec<f32> = (0..n_rows * n_in).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
+                let y = matrix.product(&x);
+                assert_eq!(y.len(), n_rows * matrix.stride());
+                for (x, y) in x.chunks_exact(n_in).zip(y.chunks_exact(matrix.stride())) {
+                    for (weights, y) in values.chunks_exact(n_in).zip(y) {
+                        let expected: f32 = x.iter().zip(weights).map(|(x, w)| x * w).sum();
+                        assert_eq!(*y, expected, "{form:?}, {n_rows} rows");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_narrower_vectors_change_no_bit() {
+        let (n_in, n_out, n_rows) = (1024, 640, 19);
+        let form = Form { group: 32, is_nibble: true, zero: 8.0, has_min: false };
+        let mut matrix = Quantized::new(form, n_in, n_out);
+        for (out_idx, codes) in rows(form, n_in, n_out).iter_mut().enumerate() {
+            codes.scales.iter_mut().for_each(|scale| *scale *= 0.3);
+            matrix.set(out_idx, codes);
+        }
+        let x: Vec<f32> =
+            (0..n_rows * n_in).map(|i| ((i * 7919) % 1013) as f32 / 997.0 - 0.5).collect();
+        let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        let together = pool(3).install(|| matrix.product(&x));
+        assert_eq!(pool(1).install(|| matrix.product(&x)), together);
+        for (x, together) in x.chunks_exact(n_in).zip(together.chunks_exact(n_out)) {
+            assert_eq!(matrix.product(x), together);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(narrow) = pulp::x86::V3::try_new() {
+            let sums: Vec<f32> = x.chunks_exact(32).map(|group| group.iter().sum()).collect();
+            let sums = pack(&sums, n_in / 32, MAX_ROWS);
+            let packed = pack(&x, n_in, MAX_ROWS);
+            let stride = n_out / PANEL;
+            let mut out = vec![[0f32; PANEL]; n_rows * stride];
+            let panels = Panels {
+                matrix: &matrix,
+                x: &packed,
+                sums: &sums,
+                first_panel: 0,
+                out: &mut out,
+                stride,
+            };
+            Simd::vectorize(narrow, panels);
+            assert_eq!(out.as_flattened(), together, "vectors of 8 values");
+        }
+    }
+}

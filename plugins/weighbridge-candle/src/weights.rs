@@ -237,7 +237,8 @@ fn pack(dtype: GgmlType, matrices: &[(&Matrix, Vec<u8>)], n_in: usize) -> Result
         (0..matrix.n_out).map(move |row| {
             let row = matrix.source_row(row);
             // Rows of an expert were cut out of the tensor.
-            let row = if bytes.len() == matrix.n_out * n_row { row - matrix.first_row } else { row };
+            let row =
+                if bytes.len() == matrix.n_out * n_row { row - matrix.first_row } else { row };
             (matrix.name.as_str(), &bytes[row * n_row..(row + 1) * n_row])
         })
     });

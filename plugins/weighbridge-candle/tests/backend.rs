@@ -199,7 +199,10 @@ fn probing_looks_at_headers_and_names_the_way_out() {
     let model = "candle:triage-open@main".parse().unwrap();
     let context = OpenContext::new().with_base_dir(fixtures());
     let error = block_on(CandleProvider.open(&model, &context)).unwrap_err();
-    assert!(error.to_string().contains("has `@main`, which neither a folder nor a file has"), "{error}");
+    assert!(
+        error.to_string().contains("has `@main`, which neither a folder nor a file has"),
+        "{error}"
+    );
 }
 
 /// Opens a folder that was damaged and says how it failed; probe must agree.
