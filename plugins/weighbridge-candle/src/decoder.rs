@@ -56,7 +56,7 @@ struct Layer {
 
 /// New positions of one sequence within a batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Span<'a> {
+pub(crate) struct Segment<'a> {
     /// Index of the sequence's cache.
     pub(crate) cache_idx: usize,
     /// What is appended.
@@ -157,7 +157,7 @@ impl Decoder {
     /// All parts share the matrix products; attention goes sequence by sequence.
     pub(crate) fn forward(
         &mut self,
-        parts: &[Span<'_>],
+        parts: &[Segment<'_>],
         caches: &mut [Cache],
         rows: &mut dyn FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
@@ -212,7 +212,7 @@ impl Decoder {
         &self,
         layer: &Layer,
         layer_idx: usize,
-        parts: &[Span<'_>],
+        parts: &[Segment<'_>],
         firsts: &[usize],
         caches: &mut [Cache],
         x: &[f32],
@@ -226,7 +226,7 @@ impl Decoder {
         let normed = self.normed(x, layer.attention_norm.as_deref());
         let stride = layer.qkv.stride();
         layer.qkv.forward(normed, |qkv| {
-            let n_rows = |(part, first): (&Span<'_>, &usize)| part.tokens.len() - first;
+            let n_rows = |(part, first): (&Segment<'_>, &usize)| part.tokens.len() - first;
             let n_out: usize = parts.iter().zip(firsts).map(n_rows).sum();
             let mut attended = vec![0f32; n_out * q_width];
             let (mut rest, mut out) = (qkv, attended.as_mut_slice());
@@ -294,7 +294,7 @@ impl Decoder {
     /// The head, for the rows of `x`, which are the wanted ones.
     fn logits(
         &self,
-        parts: &[Span<'_>],
+        parts: &[Segment<'_>],
         caches: &[Cache],
         x: &[f32],
         rows: &mut dyn FnMut(usize, usize, &[f32]),
@@ -326,7 +326,7 @@ impl Decoder {
 }
 
 /// The wanted rows of all parts, shape `(n_wanted, width)`.
-fn wanted_rows(x: &[f32], parts: &[Span<'_>], width: usize) -> Vec<f32> {
+fn wanted_rows(x: &[f32], parts: &[Segment<'_>], width: usize) -> Vec<f32> {
     let mut wanted = Vec::new();
     let mut start = 0;
     for part in parts {

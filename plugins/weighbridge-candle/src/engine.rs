@@ -7,7 +7,7 @@ use weighbridge_engine::logits::{
 };
 
 use crate::cache::Cache;
-use crate::decoder::{Decoder, Span as Part};
+use crate::decoder::{Decoder, Segment};
 use crate::files::ModelFiles;
 use crate::weights::Reader;
 
@@ -72,7 +72,7 @@ impl CandleEngine {
     }
 
     /// The spans as parts of a batch, if every rule holds.
-    fn checked<'a>(&self, spans: &'a [Span<'_>]) -> Result<Vec<Part<'a>>> {
+    fn checked<'a>(&self, spans: &'a [Span<'_>]) -> Result<Vec<Segment<'a>>> {
         let caps = &self.caps;
         let mut parts = Vec::with_capacity(spans.len());
         let (mut n_positions, mut n_rows) = (0u64, 0u64);
@@ -84,7 +84,7 @@ impl CandleEngine {
             let Some(cache) = self.caches.get(cache_idx) else {
                 return Err(limit("sequence", span.seq.0, caps.max_seqs));
             };
-            if parts.iter().any(|part: &Part<'_>| part.cache_idx == cache_idx) {
+            if parts.iter().any(|part: &Segment<'_>| part.cache_idx == cache_idx) {
                 return Err(Error::new(ErrorKind::Engine, "a sequence has two spans in one feed")
                     .with("seq", span.seq.0));
             }
@@ -111,7 +111,7 @@ impl CandleEngine {
             let first_wanted = span.want.first(tokens.len());
             n_positions += tokens.len() as u64;
             n_rows += (tokens.len() - first_wanted) as u64;
-            parts.push(Part { cache_idx, tokens, first_wanted });
+            parts.push(Segment { cache_idx, tokens, first_wanted });
         }
         let n_held: u64 = self.caches.iter().map(|cache| cache.len() as u64).sum();
         for (what, n, most) in [

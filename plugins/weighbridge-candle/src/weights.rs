@@ -109,16 +109,15 @@ impl Matrix {
         Self { name, n_out, first_row: 0, paired_heads: None }
     }
 
-    /// The row in the file of a row of the matrix.
+    /// The row in the file of a row of the matrix, both counted from its first.
     fn source_row(&self, row: usize) -> usize {
-        self.first_row
-            + match self.paired_heads {
-                None => row,
-                Some(width) => {
-                    let (head, i) = (row / width, row % width);
-                    head * width + 2 * (i % (width / 2)) + i / (width / 2)
-                }
+        match self.paired_heads {
+            None => row,
+            Some(width) => {
+                let (head, i) = (row / width, row % width);
+                head * width + 2 * (i % (width / 2)) + i / (width / 2)
             }
+        }
     }
 }
 
@@ -183,32 +182,23 @@ impl<'a> Reader<'a> {
         n_in: usize,
         has_bias: bool,
     ) -> Result<Linear> {
-        let mut parts: Vec<(GgmlType, Vec<(usize, Vec<u8>)>)> = Vec::new();
+        let mut read = Vec::with_capacity(matrices.len());
         let mut bias = Vec::new();
-        for (matrix_idx, matrix) in matrices.iter().enumerate() {
-            let name = format!("{}.weight", matrix.name);
-            let (dtype, bytes) = self.rows(&name, matrix, n_in)?;
-            match parts.last_mut() {
-                Some((last, part)) if *last == dtype => part.push((matrix_idx, bytes)),
-                _ => parts.push((dtype, vec![(matrix_idx, bytes)])),
-            }
+        for matrix in matrices {
+            let (dtype, bytes) = self.rows(&format!("{}.weight", matrix.name), matrix, n_in)?;
+            read.push(Rows { matrix, dtype, bytes });
             if has_bias {
                 let values = self.vector(&format!("{}.bias", matrix.name))?;
                 bias.extend((0..matrix.n_out).map(|row| values[matrix.source_row(row)]));
             }
         }
-        let parts: Result<Vec<Packed>> = parts
-            .into_iter()
-            .map(|(dtype, part)| {
-                let part: Vec<(&Matrix, Vec<u8>)> =
-                    part.into_iter().map(|(idx, bytes)| (&matrices[idx], bytes)).collect();
-                pack(dtype, &part, n_in)
-            })
-            .collect();
-        Ok(Linear { parts: parts?, bias: has_bias.then_some(bias), n_in })
+        let parts = read.chunk_by(|a, b| a.dtype == b.dtype).map(|rows| pack(rows, n_in));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        Ok(Linear { parts, bias: has_bias.then_some(bias), n_in })
     }
 
-    /// The bytes of a matrix' rows in the order of the file, as one of the types that are packed.
+    /// Type and bytes of a matrix' rows in the order of the file. A tensor that experts share is read
+    /// once.
     fn rows(&mut self, name: &str, matrix: &Matrix, n_in: usize) -> Result<(GgmlType, Vec<u8>)> {
         let is_shared = self.weights.naming() == Naming::Gguf && matrix.name.ends_with("_exps");
         if !is_shared {
@@ -230,15 +220,21 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn pack(dtype: GgmlType, matrices: &[(&Matrix, Vec<u8>)], n_in: usize) -> Result<Packed> {
-    let n_out: usize = matrices.iter().map(|(matrix, _)| matrix.n_out).sum();
+/// A matrix as it is stored.
+struct Rows<'a> {
+    matrix: &'a Matrix,
+    dtype: GgmlType,
+    bytes: Vec<u8>,
+}
+
+/// Packs matrices of one type as one.
+fn pack(matrices: &[Rows<'_>], n_in: usize) -> Result<Packed> {
+    let dtype = matrices.first().map_or(GgmlType::F32, |rows| rows.dtype);
+    let n_out: usize = matrices.iter().map(|rows| rows.matrix.n_out).sum();
     let n_row = n_row_bytes(dtype, n_in);
-    let rows = matrices.iter().flat_map(|(matrix, bytes)| {
+    let rows = matrices.iter().flat_map(|Rows { matrix, bytes, .. }| {
         (0..matrix.n_out).map(move |row| {
             let row = matrix.source_row(row);
-            // Rows of an expert were cut out of the tensor.
-            let row =
-                if bytes.len() == matrix.n_out * n_row { row - matrix.first_row } else { row };
             (matrix.name.as_str(), &bytes[row * n_row..(row + 1) * n_row])
         })
     });
