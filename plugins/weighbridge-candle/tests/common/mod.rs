@@ -11,13 +11,14 @@ use weighbridge_core::OpenContext;
 use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
 
 /// Tiny models with reference numbers.
-pub(crate) const TINY: [&str; 6] = [
+pub(crate) const TINY: [&str; 7] = [
     "llama-gqa-tied",
     "llama3-bias-headdim",
     "llama-linear",
     "mistral-window",
     "qwen2-bias",
     "qwen2-window",
+    "qwen2-yarn",
 ];
 
 pub(crate) fn data() -> PathBuf {
