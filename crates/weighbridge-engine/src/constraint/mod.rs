@@ -130,7 +130,7 @@ impl fmt::Debug for ConstraintState {
 
 impl ConstraintState {
     /// What may come next. Computed on the first call after a token, which takes from microseconds
-    /// to 20 milliseconds.
+    /// to tens of milliseconds.
     ///
     /// # Errors
     /// [`ErrorKind::Constraint`] if the text is complete, if no token of the vocabulary can go on,

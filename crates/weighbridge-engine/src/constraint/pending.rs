@@ -10,7 +10,7 @@ use weighbridge_core::{Error, ErrorKind, Result};
 use super::ConstraintState;
 
 /// Below this number of ids a mask costs less than handing it to another thread. With 150,000 ids a
-/// mask takes 20 µs at the median, and up to 20 ms where a token may go on in many ways.
+/// mask takes 20 µs at the median, and tens of milliseconds where a token may go on in many ways.
 const MIN_VOCABULARY: usize = 4096;
 
 /// Threads of one model at most; it is idle most of the time.
