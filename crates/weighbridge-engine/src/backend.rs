@@ -84,6 +84,7 @@ impl LocalBackend {
             reuses_prefixes: options.reuses_prefixes,
             deterministic_chunk: options.deterministic_chunk.max(1) as usize,
             cancel_latency: options.cancel_latency,
+            decode_latency: options.decode_latency,
         };
         let Worker { jobs, opened, ended, death } =
             worker::spawn(&options.name, loader, context, tuning)?;

@@ -40,8 +40,10 @@ pub struct EngineOptions {
     /// Limits of templates, and the date they may print.
     pub template_options: TemplateOptions,
     /// How long a feed of prompt tokens may take, so that a cancel is never waited for longer;
-    /// default 250 ms.
+    /// default 2 s.
     pub cancel_latency: Duration,
+    /// How long it may take while other sequences decode, which wait for it; default 250 ms.
+    pub decode_latency: Duration,
     /// Prompt tokens per feed of a deterministic request; default 32.
     pub deterministic_chunk: u32,
 }
@@ -57,7 +59,8 @@ impl EngineOptions {
             default_sampling: Sampling::default(),
             template: TemplateChoice::Model,
             template_options: TemplateOptions::default(),
-            cancel_latency: Duration::from_millis(250),
+            cancel_latency: Duration::from_secs(2),
+            decode_latency: Duration::from_millis(250),
             deterministic_chunk: 32,
         }
     }

@@ -53,7 +53,8 @@ struct Group {
 struct Item {
     tokens: Vec<u32>,
     results: Vec<Option<TokenLogprob>>,
-    n_cached: usize,
+    /// Of the first time that it got a slot.
+    n_cached: Option<usize>,
 }
 
 impl Item {
@@ -77,7 +78,7 @@ impl Scoring {
                 *first =
                     Some(TokenLogprob::new(Some(TokenId(id)), table.bytes_of(id).to_vec(), None));
             }
-            items.push(Item { tokens, results, n_cached: 0 });
+            items.push(Item { tokens, results, n_cached: None });
             let group = *by_context.entry(context).or_insert_with_key(|context| {
                 groups.push(Group {
                     context: context.clone(),
@@ -153,7 +154,7 @@ impl Scoring {
                 if let Some(&token) = item.tokens.first() {
                     item.results[0] = Some(distribution.describe(token, self.n_top, table));
                 }
-                item.n_cached = if member == id.index { item.n_cached } else { n_context };
+                item.n_cached.get_or_insert(n_context);
             }
             group.has_first_row = true;
             group.waiting.retain(|index| self.items[*index].needs_more());
@@ -170,7 +171,8 @@ impl Scoring {
 
     /// An item's slot holds the first `n_kept` tokens of what is to be fed.
     pub(crate) fn admitted(&mut self, id: ItemId, n_kept: usize) {
-        self.items[id.index].n_cached = n_kept.min(self.groups[id.group].context.len());
+        let n_cached = n_kept.min(self.groups[id.group].context.len());
+        self.items[id.index].n_cached.get_or_insert(n_cached);
     }
 
     /// A sequence is fed; the results if it was the last.
@@ -195,7 +197,7 @@ impl Scoring {
                     Error::new(ErrorKind::Plugin, "the engine left out a row that was asked for")
                         .with("item", index)
                 })?;
-                Ok(Scored { tokens, n_cached: item.n_cached })
+                Ok(Scored { tokens, n_cached: item.n_cached.unwrap_or(0) })
             })
             .collect()
     }

@@ -24,8 +24,8 @@ use weighbridge_core::{
 
 use crate::loader::{EngineLoader, TextModel};
 use crate::logits::{
-    Batching, EngineCaps, Fork, Input, Interrupt, LogitsEngine, RowSink, SeqId, SnapshotKind, Span,
-    Truncate,
+    Batching, EngineCaps, Fork, Input, Interrupt, LogitsEngine, RowSink, SeqId, Snapshot,
+    SnapshotKind, Span, Truncate,
 };
 use crate::tokens::{TokenEncoder, TokenKind, TokenTable};
 
@@ -48,6 +48,8 @@ pub struct ToyOptions {
     pub delay_per_token: Duration,
     /// The feed with this number (the first is 1) fails.
     pub fail_at: Option<usize>,
+    /// The feed with this number fails after it has filled the cache, without its last span's rows.
+    pub fail_late_at: Option<usize>,
     /// The feed with this number panics.
     pub panic_at: Option<usize>,
     /// Every row has a NaN from this position on.
@@ -72,7 +74,7 @@ impl Default for ToyOptions {
                 batching: Batching::Ragged,
                 truncate: Truncate::Any,
                 fork: Fork::Copy,
-                snapshot: SnapshotKind::No,
+                snapshot: SnapshotKind::Full,
                 all_rows: true,
                 interrupt: Interrupt::BetweenSteps,
                 n_embd_input: None,
@@ -80,6 +82,7 @@ impl Default for ToyOptions {
             },
             delay_per_token: Duration::ZERO,
             fail_at: None,
+            fail_late_at: None,
             panic_at: None,
             nan_from: None,
             chat_template: None,
@@ -236,6 +239,7 @@ impl LogitsEngine for ToyEngine {
         if !caps.all_rows && !spans.iter().all(only_last) {
             return error("only the last row can be had");
         }
+        let is_late = self.options.fail_late_at == Some(n_feed);
         let (n_vocab, n_ctx, nan_from) = (caps.n_vocab, caps.ctx_per_seq, self.options.nan_from);
         if self.n_cells_used() + n_tokens > self.options.caps.ctx_total as usize {
             return error("the KV cache is full");
@@ -259,7 +263,8 @@ impl LogitsEngine for ToyEngine {
                 held.push(token);
                 cells.push(first_cell + index as u64);
                 *checksum = mix(*checksum, token);
-                if index >= span.want.first(tokens.len()) {
+                let is_lost = is_late && span_idx + 1 == spans.len();
+                if index >= span.want.first(tokens.len()) && !is_lost {
                     let position = span.pos + index as u32;
                     let mut row = row(token, n_vocab as usize);
                     if *checksum != held.iter().fold(0, |sum, &token| mix(sum, token)) {
@@ -272,7 +277,7 @@ impl LogitsEngine for ToyEngine {
                 }
             }
         }
-        Ok(())
+        if is_late { error("toy failure after the fact") } else { Ok(()) }
     }
 
     fn len(&self, seq: SeqId) -> u32 {
@@ -311,6 +316,31 @@ impl LogitsEngine for ToyEngine {
             return Err(Error::new(ErrorKind::Engine, "the KV cache is full"));
         }
         Ok(kept)
+    }
+
+    fn snapshot(&mut self, seq: SeqId) -> Result<Snapshot> {
+        if self.options.caps.snapshot == SnapshotKind::No {
+            return Err(Error::unsupported("snapshot", "this toy was told not to"));
+        }
+        let held = self.sequence(seq)?.held.clone();
+        let n_bytes = size_of_val(held.as_slice());
+        Ok(Snapshot { len: held.len() as u32, n_bytes, state: Box::new(held) })
+    }
+
+    fn restore(&mut self, seq: SeqId, snapshot: &Snapshot) -> Result<()> {
+        let Some(held) = snapshot.state.downcast_ref::<Vec<u32>>().cloned() else {
+            return Err(Error::new(ErrorKind::Engine, "the snapshot is another engine's"));
+        };
+        self.release(seq);
+        let first_cell = self.n_cells;
+        self.n_cells += held.len() as u64;
+        if self.n_cells_used() + held.len() > self.options.caps.ctx_total as usize {
+            return Err(Error::new(ErrorKind::Engine, "the KV cache is full"));
+        }
+        let checksum = held.iter().fold(0, |sum, &token| mix(sum, token));
+        let cells = (first_cell..self.n_cells).collect();
+        *self.sequence(seq)? = ToySequence { held, checksum, cells };
+        Ok(())
     }
 
     fn release(&mut self, seq: SeqId) {

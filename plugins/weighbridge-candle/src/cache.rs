@@ -116,14 +116,14 @@ impl Cache {
 
     /// Forgets the positions from `len` on, and gives memory back that would stay unused.
     pub(crate) fn truncate(&mut self, len: usize) {
+        if len == 0 {
+            // Also what a feed that failed has begun.
+            (self.len, self.layers) = (0, Vec::new());
+        }
         if len >= self.len {
             return;
         }
         self.len = len;
-        if len == 0 {
-            self.layers = Vec::new();
-            return;
-        }
         for layer in &mut self.layers {
             layer.resize(len);
         }

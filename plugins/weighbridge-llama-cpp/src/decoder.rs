@@ -102,6 +102,10 @@ impl<'m> Decoder<'m> {
         for span in spans {
             self.lens[span.seq.0 as usize] += span.len() as u32;
         }
+        if self.wanted.is_empty() {
+            // Reading a row waits for a device; without one its work would only be queued.
+            self.context.synchronize();
+        }
         for (span_idx, pos, batch_idx) in &self.wanted {
             rows.row(*span_idx, *pos, self.context.get_logits_ith(*batch_idx));
         }

@@ -230,7 +230,9 @@ impl LlamaLoader {
     }
 
     fn has_embeddings(&self) -> Result<bool> {
-        let in_file = self.gguf.u64(&self.gguf.arch_key("pooling_type")).is_some_and(|n| n > 0);
+        let in_file = self.gguf.u64(&self.gguf.arch_key("pooling_type"));
+        // 4 is the score of a reranker, which is no embedding.
+        let in_file = in_file.is_some_and(|kind| (1..=3).contains(&kind));
         let is_pooled = in_file || self.options.pooling.is_some();
         let is_wanted = self.options.embeddings.unwrap_or(is_pooled) || self.is_encoder();
         if is_wanted && !is_pooled {
@@ -410,7 +412,7 @@ impl EngineLoader for LlamaLoader {
         let text = TextModel {
             card,
             table: Arc::new(vocab::table(&model)),
-            encoder: Arc::new(Encoder::new(Arc::clone(&model))),
+            encoder: Arc::new(Encoder::new(&model, self.gguf.str("tokenizer.ggml.model"))),
             chat_template: self.gguf.str("tokenizer.chat_template").map(str::to_owned),
         };
         // What was read of the file is not needed while the model is served.

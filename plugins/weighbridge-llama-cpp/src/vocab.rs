@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
@@ -74,13 +74,18 @@ pub(crate) fn marks(model: &LlamaModel) -> (Vec<u32>, Vec<u32>) {
 
 /// llama.cpp's tokenizer, used by the threads of callers.
 pub(crate) struct Encoder {
-    model: Arc<LlamaModel>,
+    /// The model is freed by the thread that owns it, whoever keeps the encoder.
+    model: Weak<LlamaModel>,
+    /// All characters that can be written, where bytes cannot stand in for others: at any other
+    /// llama.cpp would end the process.
+    characters: Option<HashSet<char>>,
     special_texts: Vec<String>,
     variables: Vec<(String, String)>,
 }
 
 impl Encoder {
-    pub(crate) fn new(model: Arc<LlamaModel>) -> Self {
+    /// The encoder of a model whose file names this kind of tokenizer.
+    pub(crate) fn new(model: &Arc<LlamaModel>, kind_of_tokenizer: Option<&str>) -> Self {
         let vocab = model.vocab();
         let text = |token| String::from_utf8(vocab.token_to_piece(token, true, None)).ok();
         let control = vocab.tokens().filter(|token| kind(&vocab, *token) == TokenKind::Control);
@@ -95,8 +100,26 @@ impl Encoder {
             .filter(|(_, token)| id(*token).is_some())
             .filter_map(|(name, token)| Some((name.to_owned(), text(token)?)))
             .collect();
-        Self { model, special_texts, variables }
+        let falls_back = matches!(kind_of_tokenizer, Some("llama" | "plamo2"));
+        let characters = if falls_back { characters(&vocab) } else { None };
+        Self { model: Arc::downgrade(model), characters, special_texts, variables }
     }
+}
+
+/// The characters that have a token, unless every byte has one.
+fn characters(vocab: &LlamaVocab<'_>) -> Option<HashSet<char>> {
+    let mut bytes = HashSet::new();
+    let mut characters = HashSet::new();
+    for token in vocab.tokens() {
+        let piece = vocab.token_to_piece(token, false, None);
+        if vocab.attr(token).contains(LlamaTokenAttr::Byte) {
+            bytes.extend(piece.first().copied().filter(|_| piece.len() == 1));
+        } else if let Ok(text) = std::str::from_utf8(&piece) {
+            let mut chars = text.chars();
+            characters.extend(chars.next().filter(|_| chars.next().is_none()));
+        }
+    }
+    (bytes.len() < 256).then_some(characters)
 }
 
 impl fmt::Debug for Encoder {
@@ -117,7 +140,19 @@ impl TokenEncoder for Encoder {
                 .with("n_bytes", text.len())
                 .with("most", MAX_TEXT_BYTES));
         }
-        let tokens = self.model.vocab().tokenize(text.as_bytes(), false, parse_special);
+        if let Some(characters) = &self.characters
+            && let Some(unknown) = text.chars().find(|c| !characters.contains(c))
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "the model's vocabulary has neither this character nor bytes to write it with",
+            )
+            .with("character", unknown.escape_default()));
+        }
+        let model = self.model.upgrade().ok_or_else(|| {
+            Error::new(ErrorKind::InvalidRequest, "the model was closed; open it again")
+        })?;
+        let tokens = model.vocab().tokenize(text.as_bytes(), false, parse_special);
         out.extend(tokens.into_iter().filter_map(id));
         Ok(())
     }

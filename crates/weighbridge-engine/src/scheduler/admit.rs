@@ -22,6 +22,8 @@ const GROWTH: usize = 64;
 struct Choice {
     waiting_idx: usize,
     source: Option<Match>,
+    /// A parked sequence that has more of it than the source, and how much.
+    parked: Option<(usize, usize)>,
 }
 
 impl Scheduler {
@@ -31,14 +33,14 @@ impl Scheduler {
             let n_active = self.active().count();
             let has_place = n_active < self.width.now();
             let choice = if has_place { self.choose(n_active) } else { None };
-            let Some(Choice { waiting_idx, source }) = choice else {
+            let Some(Choice { waiting_idx, source, parked }) = choice else {
                 if self.give_way(now) {
                     continue;
                 }
                 return;
             };
             let Some(mut unit) = self.waiting.remove(waiting_idx) else { return };
-            for earlier in self.waiting.range_mut(..waiting_idx) {
+            for earlier in self.waiting.iter_mut().take_while(|other| other.call < unit.call) {
                 earlier.n_passed_over += 1;
             }
             self.n_admitted += 1;
@@ -47,15 +49,19 @@ impl Scheduler {
                 (0..self.slots.len()).for_each(|idx| self.clear(engine, seq(idx)));
             }
             unit.checkpoint = self.checkpoint(&unit);
+            let source = parked.and_then(|parked| self.unpark(engine, &unit, parked)).or(source);
             let (slot, placed) = match self.place(engine, &unit, source) {
                 Some((slot, placed)) => (slot, placed),
                 None => {
-                    self.waiting.push_front(unit);
+                    self.enqueue(unit);
                     return;
                 }
             };
             match placed {
-                Ok(n_kept) => self.start(unit, slot, n_kept, now),
+                Ok(n_kept) => {
+                    self.start(unit, slot, n_kept, now);
+                    self.park_idle(engine);
+                }
                 Err(error) => {
                     if let Some(call) = self.calls.get_mut(&unit.call) {
                         call.fail(error);
@@ -80,23 +86,26 @@ impl Scheduler {
         let to_come = |(_, unit): (usize, &Unit)| unit.sequence.n_left() + growth(unit);
         let n_growth: usize = self.active().map(to_come).sum();
         let mut best = None;
-        for (waiting_idx, unit) in self.waiting.iter().enumerate().take(LOOK_AHEAD) {
-            let Some(call) = self.calls.get(&unit.call) else { continue };
-            if !call.is_ready() {
-                continue;
-            }
-            if call.is_deterministic {
+        let waiting = self.waiting.iter().enumerate().filter(|(_, unit)| self.is_ready(unit));
+        for (waiting_idx, unit) in waiting.take(LOOK_AHEAD) {
+            if self.is_deterministic(unit) {
                 if best.is_none() && n_active == 0 {
-                    return Some(Choice { waiting_idx, source: None });
+                    return Some(Choice { waiting_idx, source: None, parked: None });
                 }
                 break;
             }
             let source = self.source(unit);
-            let n_cached = source.map_or(0, |source| source.n_shared);
+            let n_there = source.map_or(0, |source| source.n_shared);
+            let parked = self.parked(unit).filter(|(_, n)| *n >= n_there + MIN_SHARED);
+            let n_cached = parked.map_or(n_there, |(_, n_shared)| n_shared);
             if self.is_coming(unit, n_cached) {
                 continue;
             }
-            let n_saved = if self.caps.fork == Fork::Shared { n_cached } else { 0 };
+            // What only idle slots hold is not counted as used.
+            let n_saved = match (self.caps.fork, parked) {
+                (Fork::Shared, None) => self.n_held_by_active(unit),
+                _ => 0,
+            };
             let n_needed = unit.sequence.tokens.len() - n_saved + growth(unit);
             if n_active > 0 && n_used + n_growth + n_needed > self.caps.ctx_total as usize {
                 // Nothing that came later may take the room that this one waits for.
@@ -112,7 +121,7 @@ impl Scheduler {
                 Reverse(waiting_idx),
             );
             if best.as_ref().is_none_or(|(best_key, _)| key > *best_key) {
-                best = Some((key, Choice { waiting_idx, source }));
+                best = Some((key, Choice { waiting_idx, source, parked }));
             }
         }
         best.map(|(_, choice)| choice)
@@ -123,16 +132,69 @@ impl Scheduler {
         if !self.tuning.reuses_prefixes {
             return None;
         }
-        let max_tail = match self.caps.truncate {
-            Truncate::Any => usize::MAX,
-            Truncate::Last(n) => n as usize,
-            Truncate::No => 0,
-        };
+        let max_tail = self.max_tail();
         self.cache.longest(unit.reusable(), |found| {
             let is_idle = self.slots[found.seq.0 as usize].unit.is_none();
             let is_usable = is_idle || self.caps.fork != Fork::No;
             (is_usable && found.n_held - found.n_shared <= max_tail).then_some(is_idle)
         })
+    }
+
+    /// How much of a sequence the running ones hold.
+    fn n_held_by_active(&self, unit: &Unit) -> usize {
+        let max_tail = self.max_tail();
+        let held = self.cache.longest(unit.reusable(), |found| {
+            let is_active = self.slots[found.seq.0 as usize].unit.is_some();
+            (is_active && found.n_held - found.n_shared <= max_tail).then_some(())
+        });
+        held.map_or(0, |found| found.n_shared)
+    }
+
+    /// How far a sequence can be cut back.
+    fn max_tail(&self) -> usize {
+        match self.caps.truncate {
+            Truncate::Any => usize::MAX,
+            Truncate::Last(n) => n as usize,
+            Truncate::No => 0,
+        }
+    }
+
+    /// The parked sequence from which most of a sequence can be had.
+    fn parked(&self, unit: &Unit) -> Option<(usize, usize)> {
+        match self.tuning.reuses_prefixes {
+            true => self.park.longest(unit.reusable(), self.max_tail()),
+            false => None,
+        }
+    }
+
+    /// Puts a parked sequence back into an idle slot, which is a source then.
+    fn unpark(
+        &mut self,
+        engine: &mut dyn LogitsEngine,
+        unit: &Unit,
+        (parked_idx, n_shared): (usize, usize),
+    ) -> Option<Match> {
+        let idle = (0..self.slots.len()).filter(|idx| self.slots[*idx].unit.is_none());
+        let slot = idle
+            .min_by_key(|idx| (self.cache.len(seq(*idx)) > 0, self.slots[*idx].last_used))
+            .map(seq)?;
+        self.clear(engine, slot);
+        let parked = self.park.take(parked_idx);
+        let n_held = parked.tokens.len();
+        let n_needed = n_held + unit.sequence.tokens.len() - n_shared;
+        while self.n_positions(false) + n_needed > self.caps.ctx_total as usize {
+            if !self.evict(engine, None) {
+                return None;
+            }
+        }
+        let is_back = engine.restore(slot, &parked.snapshot).is_ok();
+        if !is_back || engine.len(slot) as usize != n_held {
+            self.clear(engine, slot);
+            return None;
+        }
+        self.cache.append(slot, &parked.tokens);
+        self.slots[slot.0 as usize].last_used = self.n_admitted;
+        Some(Match { seq: slot, n_shared, n_held })
     }
 
     /// Whether a running sequence is about to feed more of the beginning than there is now, so that it
@@ -164,7 +226,7 @@ impl Scheduler {
             return None;
         }
         let prompt = &unit.sequence.tokens[..unit.sequence.n_prompt];
-        let others = self.waiting.iter().take(LOOK_AHEAD);
+        let others = self.waiting.iter().filter(|unit| self.is_ready(unit)).take(LOOK_AHEAD);
         let mut lengths: Vec<usize> = others.map(|o| n_shared(prompt, o.reusable())).collect();
         lengths.sort_unstable_by_key(|len| Reverse(*len));
         // Where it saves most: its length for each of those that can use it.
@@ -202,13 +264,14 @@ impl Scheduler {
             return Some((target, Ok(0)));
         };
         let is_idle = self.slots[source.seq.0 as usize].unit.is_none();
-        let can_cut = self.caps.truncate == Truncate::Any || source.n_held == source.n_shared;
         // Worth keeping: more of it than what is shared, or an engine that cannot come back to it.
         let is_worth_keeping =
             2 * source.n_shared < source.n_held || self.caps.truncate != Truncate::Any;
+        let n_copied = if self.caps.fork == Fork::Shared { 0 } else { source.n_shared };
+        let n_new = unit.sequence.tokens.len() - source.n_shared;
+        let has_room = self.n_positions(false) + n_copied + n_new <= self.caps.ctx_total as usize;
         let takes_over = is_idle
-            && can_cut
-            && (self.caps.fork == Fork::No || target.is_none() || !is_worth_keeping);
+            && (self.caps.fork == Fork::No || target.is_none() || !is_worth_keeping || !has_room);
         if takes_over {
             let kept = engine.truncate(source.seq, source.n_shared as u32);
             return Some((
@@ -222,8 +285,13 @@ impl Scheduler {
             return Some((target, Ok(0)));
         }
         let kept = engine.fork(source.seq, target, source.n_shared as u32);
-        let from = Some(source.seq);
-        Some((target, self.booked(engine, target, source.n_shared, kept, from)))
+        let is_less = kept.as_ref().is_ok_and(|kept| (*kept as usize) < source.n_shared);
+        let booked = self.booked(engine, target, source.n_shared, kept, Some(source.seq));
+        if is_less && is_idle {
+            // It cannot be shared after all, and must not be chosen again.
+            self.clear(engine, source.seq);
+        }
+        Some((target, booked))
     }
 
     /// Books what a cut or a fork has kept.
@@ -253,8 +321,11 @@ impl Scheduler {
 
     /// Empties idle slots until the sequence fits beside all others.
     fn make_room(&mut self, engine: &mut dyn LogitsEngine, unit: &Unit, source: Option<Match>) {
-        let n_shared = source.map_or(0, |source| source.n_shared);
-        let n_saved = if self.caps.fork == Fork::Shared { n_shared } else { 0 };
+        // A slot that is taken over needs no copy either.
+        let needs_no_copy = |source: &Match| {
+            self.caps.fork == Fork::Shared || self.slots[source.seq.0 as usize].unit.is_none()
+        };
+        let n_saved = source.filter(needs_no_copy).map_or(0, |source| source.n_shared);
         let n_needed = unit.sequence.tokens.len() - n_saved;
         let kept = source.map(|source| source.seq);
         while self.n_positions(false) + n_needed > self.caps.ctx_total as usize {
@@ -289,6 +360,9 @@ impl Scheduler {
 
     /// Takes the slot of the caller that has been behind longest, if long enough.
     fn give_way(&mut self, now: Instant) -> bool {
+        if !self.waiting.iter().any(|unit| self.is_ready(unit)) {
+            return false;
+        }
         let behind_since = |unit: &Unit| self.calls.get(&unit.call)?.behind_since;
         let behind = self.active().filter_map(|(idx, unit)| Some((idx, behind_since(unit)?)));
         let Some((slot_idx, since)) = behind.min_by_key(|(_, since)| *since) else { return false };
@@ -297,7 +371,7 @@ impl Scheduler {
         }
         if let Some(mut unit) = self.slots[slot_idx].unit.take() {
             unit.sequence.n_fed = 0;
-            self.waiting.push_back(unit);
+            self.enqueue(unit);
         }
         true
     }

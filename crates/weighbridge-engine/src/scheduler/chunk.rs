@@ -1,36 +1,49 @@
-//! How many prompt tokens one feed may have, so that a cancel is never waited for long.
+//! How many prompt tokens one feed may have, so that a cancel or a decoding sequence is never kept
+//! waiting for long.
 
 use std::time::Duration;
+
+/// Tokens of the first feed.
+const FIRST: usize = 32;
+/// Share of the latency that is aimed at: attention makes later tokens dearer than earlier ones.
+const AIM: f64 = 0.7;
 
 /// Adapts to the engine: begins small, at most doubles, and shrinks at once when a feed was slow.
 #[derive(Clone, Debug)]
 pub(crate) struct ChunkSize {
-    size: usize,
     max: usize,
-    latency: Duration,
+    /// Tokens of the largest feed so far.
+    n_largest: usize,
+    seconds_per_token: Option<f64>,
 }
 
 impl ChunkSize {
-    /// Feeds shall take at most `latency` and have at most `max` tokens.
-    pub(crate) fn new(latency: Duration, max: usize) -> Self {
-        Self { size: 8.min(max.max(1)), max: max.max(1), latency }
+    /// Feeds shall have at most `max` tokens.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max: max.max(1), n_largest: FIRST / 2, seconds_per_token: None }
     }
 
-    /// Tokens of the next feed; at least 1.
-    pub(crate) fn size(&self) -> usize {
-        self.size
+    /// Tokens of the next feed, which shall take at most `latency`; at least 1.
+    pub(crate) fn size(&self, latency: Duration) -> usize {
+        let fitting = match self.seconds_per_token {
+            Some(seconds) => (AIM * latency.as_secs_f64() / seconds.max(1e-9)) as usize,
+            None => FIRST,
+        };
+        fitting.min(2 * self.n_largest).clamp(1, self.max)
     }
 
     /// A feed of `n_tokens` took this long.
     pub(crate) fn measured(&mut self, n_tokens: usize, took: Duration) {
-        let share = took.as_secs_f64() / self.latency.as_secs_f64().max(1e-6);
-        if share > 0.8 {
-            // Aim at 60 %: attention makes later tokens of a prompt dearer than earlier ones.
-            let fitting = (n_tokens as f64 * 0.6 / share) as usize;
-            self.size = fitting.clamp(1, self.size);
-        } else if share < 0.4 && n_tokens >= self.size {
-            self.size = (self.size * 2).min(self.max);
-        }
+        let seconds = took.as_secs_f64() / n_tokens.max(1) as f64;
+        // Reading the weights is most of a small feed, so it says little about a large one.
+        let is_telling = 4 * n_tokens >= self.n_largest;
+        self.n_largest = self.n_largest.max(n_tokens);
+        self.seconds_per_token = match self.seconds_per_token {
+            Some(known) if seconds > known && is_telling => Some(seconds),
+            Some(known) if seconds < known => Some(0.5 * known + 0.5 * seconds),
+            Some(known) => Some(known),
+            None => Some(seconds),
+        };
     }
 }
 
@@ -41,14 +54,32 @@ mod tests {
     #[test]
     fn it_settles_where_a_feed_fits_into_the_latency() {
         for us_per_token in [10u64, 1_000, 20_000, 400_000] {
-            let mut chunk = ChunkSize::new(Duration::from_millis(250), 4096);
-            for _ in 0..30 {
-                let n = chunk.size();
-                chunk.measured(n, Duration::from_micros(us_per_token * n as u64));
+            for latency in [Duration::from_millis(250), Duration::from_secs(2)] {
+                let mut chunk = ChunkSize::new(4096);
+                let time = |n: usize| Duration::from_micros(us_per_token * n as u64);
+                for _ in 0..30 {
+                    let n = chunk.size(latency);
+                    chunk.measured(n, time(n));
+                }
+                let n = chunk.size(latency);
+                assert!(time(n) <= latency || n == 1, "{n}");
+                assert!(time(2 * n) >= latency || n == 4096, "{n}");
+                assert!(chunk.size(latency / 8) <= n.div_ceil(4) || n == 4096);
             }
-            let took = Duration::from_micros(us_per_token * chunk.size() as u64);
-            assert!(took <= Duration::from_millis(250) || chunk.size() == 1, "{took:?}");
-            assert!(took >= Duration::from_millis(40) || chunk.size() == 4096, "{took:?}");
         }
+    }
+
+    #[test]
+    fn one_slow_feed_shrinks_the_next_and_small_ones_do_not() {
+        let latency = Duration::from_millis(1_000);
+        let mut chunk = ChunkSize::new(4096);
+        for _ in 0..20 {
+            chunk.measured(chunk.size(latency), Duration::from_millis(chunk.size(latency) as u64));
+        }
+        let settled = chunk.size(latency);
+        chunk.measured(9, Duration::from_millis(60));
+        assert_eq!(chunk.size(latency), settled);
+        chunk.measured(settled, Duration::from_millis(3 * settled as u64));
+        assert!(chunk.size(latency) <= settled / 2);
     }
 }

@@ -27,13 +27,15 @@ impl Part {
 impl Scheduler {
     /// One feed; `false` if there was nothing to do.
     pub(super) fn step(&mut self, engine: &mut dyn LogitsEngine) -> bool {
-        let mut plan = self.plan();
+        let (mut first_idx, mut plan) = self.plan();
         while !self.has_room(engine, &plan) {
             self.preempt();
-            plan = self.plan();
+            (first_idx, plan) = self.plan();
         }
-        let Some(first) = plan.first() else { return false };
-        self.turn = (first.slot_idx + 1) % self.slots.len();
+        if plan.is_empty() {
+            return false;
+        }
+        self.turn = (first_idx + 1) % self.slots.len();
 
         let spans: Vec<Span<'_>> = plan
             .iter()
@@ -47,6 +49,10 @@ impl Scheduler {
         let started = Instant::now();
         let (slots, calls, table) = (&mut self.slots, &mut self.calls, &self.table);
         let mut n_rows = vec![0; plan.len()];
+        let is_prefill = plan.iter().any(|part| {
+            let unit = slots[part.slot_idx].unit.as_ref();
+            part.tokens.len() > 1 || unit.is_some_and(|unit| !unit.sequence.is_decoding())
+        });
         let result = engine.feed(&spans, &mut |span_idx: usize, pos: u32, logits: &[f32]| {
             let unit = plan.get(span_idx).and_then(|p| slots.get_mut(p.slot_idx)?.unit.as_mut());
             let Some(unit) = unit else { return };
@@ -57,7 +63,9 @@ impl Scheduler {
         });
         let took = started.elapsed();
         let n_tokens: usize = plan.iter().map(|part| part.tokens.len()).sum();
-        if n_tokens > plan.len() {
+        if result.is_err() {
+            // Says nothing about speed.
+        } else if is_prefill {
             self.chunk.measured(n_tokens, took);
         } else if self.caps.batching != Batching::One {
             self.width.measured(plan.len(), took);
@@ -68,7 +76,8 @@ impl Scheduler {
         true
     }
 
-    fn plan(&self) -> Vec<Part> {
+    /// The slot whose turn it is, and what is fed.
+    fn plan(&self) -> (usize, Vec<Part>) {
         let n_slots = self.slots.len();
         let turns = (0..n_slots).map(|i| (self.turn + i) % n_slots);
         let is_ready = |unit: &Unit| {
@@ -78,16 +87,21 @@ impl Scheduler {
             .filter_map(|idx| Some((idx, self.slots[idx].unit.as_ref()?)))
             .filter(|(_, unit)| is_ready(unit))
             .collect();
-        let Some(&(first_idx, first)) = runnable.first() else { return Vec::new() };
+        let Some(&(first_idx, first)) = runnable.first() else { return (self.turn, Vec::new()) };
         let mut feed = Feed {
             n_positions: self.caps.max_feed.max(1) as usize,
             n_rows: self.caps.max_rows.max(1) as usize,
             parts: Vec::new(),
         };
-        let one = self.chunk.size();
+        let is_decoding = |(_, unit): &(usize, &Unit)| unit.sequence.is_decoding();
+        let latency = match runnable.iter().any(is_decoding) {
+            true => self.tuning.decode_latency.min(self.tuning.cancel_latency),
+            false => self.tuning.cancel_latency,
+        };
+        let one = self.chunk.size(latency);
         if first.is_suspect || self.caps.batching == Batching::One {
             self.add(&mut feed, first_idx, first, one);
-            return feed.parts;
+            return (first_idx, feed.parts);
         }
         let together: Vec<_> = runnable.into_iter().filter(|(_, unit)| !unit.is_suspect).collect();
         if self.caps.batching == Batching::EqualLength {
@@ -101,40 +115,41 @@ impl Scheduler {
                     }
                 }
             }
-            return feed.parts;
+            return (first_idx, feed.parts);
         }
         // The first in turn always gets a place, or a full feed of others could starve it; of prompts
-        // it is the one that came first.
+        // it is the one that came first. All share one chunk, beside a token of every decoding one.
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|(_, unit)| unit.sequence.is_decoding());
         prompts.sort_by_key(|(_, unit)| unit.call);
+        let mut n_left = one;
+        let mut prompts = prompts.into_iter();
         if !first.sequence.is_decoding()
-            && let Some((idx, unit)) = prompts.first()
+            && let Some((idx, unit)) = prompts.next()
         {
-            self.add(&mut feed, *idx, unit, one);
+            n_left -= self.add(&mut feed, idx, unit, n_left);
         }
         for (idx, unit) in decoding {
-            self.add(&mut feed, idx, unit, one);
+            n_left -= self.add(&mut feed, idx, unit, 1 + n_left).saturating_sub(1);
         }
         for (idx, unit) in prompts {
-            if feed.parts.first().is_none_or(|part| part.slot_idx != idx) {
-                let n_prompt: usize =
-                    feed.parts.iter().map(|p| p.tokens.len()).filter(|n| *n > 1).sum();
-                self.add(&mut feed, idx, unit, one.saturating_sub(n_prompt));
-            }
+            n_left -= self.add(&mut feed, idx, unit, n_left);
         }
-        feed.parts
+        (first_idx, feed.parts)
     }
 
-    /// Adds the next chunk of a sequence, of at most `n_most` tokens.
-    fn add(&self, feed: &mut Feed, slot_idx: usize, unit: &Unit, n_most: usize) {
+    /// Adds the next chunk of a sequence, of at most `n_most` tokens; says how many they are.
+    fn add(&self, feed: &mut Feed, slot_idx: usize, unit: &Unit, n_most: usize) -> usize {
         let sequence = &unit.sequence;
         let is_deterministic = self.calls.get(&unit.call).is_some_and(|c| c.is_deterministic);
-        let n_chunk = match is_deterministic {
-            // After the prompt always one by one, also when a slot was lost and all is fed again.
-            true if sequence.is_decoding() => 1,
-            true => self.tuning.deterministic_chunk.min(sequence.n_prompt - sequence.n_fed),
-            false => n_most,
+        let n_chunk = match (is_deterministic, unit.role) {
+            (false, _) => n_most,
+            (true, _) if !sequence.is_decoding() => {
+                self.tuning.deterministic_chunk.min(sequence.n_prompt - sequence.n_fed)
+            }
+            (true, Role::Item(_)) => self.tuning.deterministic_chunk,
+            // Always one by one, also when a slot was lost and all is fed again.
+            (true, Role::Generation) => 1,
         };
         let mut n_tokens = sequence.n_left().min(n_chunk).min(feed.n_positions);
         if let Some(checkpoint) = unit.checkpoint.filter(|at| *at > sequence.n_fed) {
@@ -155,13 +170,14 @@ impl Scheduler {
             }
         }
         if n_tokens == 0 {
-            return;
+            return 0;
         }
         let tokens = sequence.tokens[sequence.n_fed..sequence.n_fed + n_tokens].to_vec();
         let part = Part { slot_idx, tokens, want };
         feed.n_positions -= n_tokens;
         feed.n_rows -= part.n_rows();
         feed.parts.push(part);
+        n_tokens
     }
 
     /// Whether the engine has the positions for a feed, after idle slots gave way.
@@ -187,7 +203,7 @@ impl Scheduler {
         if let Some((generation, _)) = self.calls.get_mut(&unit.call).and_then(Call::generation) {
             generation.preempted();
         }
-        self.waiting.push_front(unit);
+        self.enqueue(unit);
     }
 
     /// Books what a feed has done for one of its parts.
@@ -206,16 +222,28 @@ impl Scheduler {
         let n_expected = n_before + part.tokens.len();
         let n_after = engine.len(id) as usize;
         if let Err(error) = result {
-            if n_after < n_before || n_after > n_expected {
+            // A row that came has moved `first_row` on. One that did not come is had by feeding its
+            // token again.
+            let n_wanted = n_after.min(unit.sequence.first_row);
+            let is_known = n_before <= n_after && n_after <= n_expected;
+            let n_kept = match is_known {
+                true if n_wanted == n_after => Ok(n_after as u32),
+                true => engine.truncate(id, n_wanted as u32),
+                false => Ok(u32::MAX),
+            };
+            match n_kept.map(|n_kept| n_kept as usize) {
+                Ok(n_kept) if n_kept <= n_wanted && engine.len(id) as usize == n_kept => {
+                    self.cache.append(id, &part.tokens[..n_after - n_before]);
+                    self.cache.truncate(id, n_kept);
+                    unit.sequence.n_fed = n_kept;
+                }
                 // What is left of the sequence is unknown: begin again.
-                engine.release(id);
-                self.cache.truncate(id, 0);
-                unit.sequence.n_fed = 0;
-            } else {
-                self.cache.append(id, &part.tokens[..n_after - n_before]);
-                unit.sequence.n_fed = n_after;
+                _ => {
+                    engine.release(id);
+                    self.cache.truncate(id, 0);
+                    unit.sequence.n_fed = 0;
+                }
             }
-            // Rows that came before the failure are booked: what was drawn from them is to be fed.
             unit.is_suspect = true;
             if is_single {
                 call.fail(copy(error));
@@ -276,8 +304,8 @@ impl Scheduler {
                     }
                     self.slots[slot_idx].unit = None;
                 }
-                for follower in followers.into_iter().rev() {
-                    self.waiting.push_front(Unit::item(call_id, follower));
+                for follower in followers {
+                    self.enqueue(Unit::item(call_id, follower));
                 }
             }
         }

@@ -9,12 +9,14 @@
 //!   every decoding sequence and a chunk of prompts; with `EqualLength` either all decoding sequences or
 //!   one prompt; with `One` sequences take turns. How many run together is measured
 //!   ([`width`]).
-//! - **Chunks** of prompts begin small and grow or shrink so that a feed takes about half of the promised
-//!   cancel latency, at most all of it.
+//! - **Chunks** of prompts begin small and grow or shrink so that a feed stays below the promised cancel
+//!   latency, and below a shorter one while other sequences decode.
 //! - **Prefix cache.** Slots keep their tokens after their sequence has ended, and a radix tree
 //!   ([`prefix`]) knows all of them. A new sequence begins with the longest beginning of it that any slot
 //!   has: by a fork, or by taking an idle slot over. A sequence whose beginning is being fed for another
 //!   one waits for it, so a prefix is computed once for all that share it.
+//! - **Idle slots** of an engine whose sequences share one pool make every token dearer, so of them
+//!   only a little is left there; the rest is copied out ([`parked`]) and comes back when it is needed.
 //! - **Admission** prefers the longest cached prefix, then the longest sequence, then the first that
 //!   came; whoever was passed over often goes first.
 //! - **Context.** Idle slots give way, the longest unused first; when running sequences outgrow the
@@ -29,6 +31,7 @@
 mod admit;
 mod chunk;
 mod feed;
+mod parked;
 mod prefix;
 mod width;
 
@@ -42,20 +45,28 @@ use std::time::{Duration, Instant};
 use futures_channel::mpsc;
 
 use crate::job::{Call, CallTask, Delivery, Job, JobEvent, Sequence, Task};
-use crate::logits::{EngineCaps, Fork, LogitsEngine, SeqId, Truncate};
+use crate::logits::{EngineCaps, Fork, LogitsEngine, SeqId, SnapshotKind, Truncate};
 use crate::scoring::ItemId;
 use crate::tokens::TokenTable;
 use chunk::ChunkSize;
+use parked::{Park, Parked};
 use prefix::PrefixTree;
 use width::Width;
 
 /// How long a caller may be behind before others may have its slot.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// Positions of idle slots that may stay in a shared pool in any case.
+const MIN_IDLE: usize = 256;
+/// Positions for which it is worth taking a sequence out and putting it back.
+const MIN_PARKED: usize = 64;
+
 /// What the scheduler is told by the backend's options.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub(crate) max_concurrency: u32,
+    /// How long a feed may take while others decode.
+    pub(crate) decode_latency: Duration,
     pub(crate) reuses_prefixes: bool,
     pub(crate) deterministic_chunk: usize,
     pub(crate) cancel_latency: Duration,
@@ -68,9 +79,11 @@ pub(crate) struct Scheduler {
     /// By the order in which they came.
     calls: BTreeMap<u64, Call>,
     n_calls: u64,
+    /// By the order of their calls.
     waiting: VecDeque<Unit>,
     slots: Vec<Slot>,
     cache: PrefixTree,
+    park: Park,
     table: Arc<TokenTable>,
     caps: EngineCaps,
     tuning: Tuning,
@@ -97,7 +110,7 @@ struct Unit {
     sequence: Sequence,
     /// Positions that it may come to fill.
     n_positions: usize,
-    /// Admissions of others that came later.
+    /// Admissions of sequences whose calls came later.
     n_passed_over: u32,
     /// A copy of the slot is to be kept when it holds this many tokens, because others begin with
     /// them and the engine cannot cut back.
@@ -129,7 +142,7 @@ impl Scheduler {
         tuning: Tuning,
     ) -> Self {
         let n_slots = caps.max_seqs.max(1) as usize;
-        let chunk = ChunkSize::new(tuning.cancel_latency, caps.max_feed.max(1) as usize);
+        let chunk = ChunkSize::new(caps.max_feed.max(1) as usize);
         // Checkpoints of an engine that cannot cut back need a slot of their own.
         let n_checkpoints =
             usize::from(caps.truncate != Truncate::Any && caps.fork != Fork::No && n_slots > 1);
@@ -142,6 +155,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             slots: (0..n_slots).map(|_| Slot::default()).collect(),
             cache: PrefixTree::new(n_slots),
+            park: Park::default(),
             table,
             caps,
             tuning,
@@ -201,12 +215,12 @@ impl Scheduler {
         self.n_calls += 1;
         let task = match job.task {
             Task::Generate { generation, sequence, n_positions } => {
-                self.waiting.push_back(Unit::new(id, Role::Generation, sequence, n_positions));
+                self.enqueue(Unit::new(id, Role::Generation, sequence, n_positions));
                 CallTask::Generate(generation)
             }
             Task::Score(mut scoring) => {
                 let units = scoring.start();
-                self.waiting.extend(units.into_iter().map(|unit| Unit::item(id, unit)));
+                units.into_iter().for_each(|unit| self.enqueue(Unit::item(id, unit)));
                 CallTask::Score(scoring)
             }
             Task::Embed(embedding) => CallTask::Embed(embedding),
@@ -252,6 +266,17 @@ impl Scheduler {
         false
     }
 
+    /// Lets a sequence wait, in the order in which calls came.
+    fn enqueue(&mut self, unit: Unit) {
+        let place = self.waiting.partition_point(|other| other.call <= unit.call);
+        self.waiting.insert(place, unit);
+    }
+
+    /// Whether a waiting sequence could be fed if it had a slot.
+    fn is_ready(&self, unit: &Unit) -> bool {
+        self.calls.get(&unit.call).is_some_and(Call::is_ready)
+    }
+
     /// Sequences that run.
     fn active(&self) -> impl Iterator<Item = (usize, &Unit)> {
         self.slots.iter().enumerate().filter_map(|(idx, slot)| Some((idx, slot.unit.as_ref()?)))
@@ -278,6 +303,32 @@ impl Scheduler {
         let Some(slot_idx) = oldest else { return false };
         self.clear(engine, seq(slot_idx));
         true
+    }
+
+    /// Takes idle slots out of a shared pool, the longest unused first, until what is left is little
+    /// beside what runs.
+    fn park_idle(&mut self, engine: &mut dyn LogitsEngine) {
+        if self.caps.fork != Fork::Shared {
+            return;
+        }
+        let n_active = self.n_positions(true);
+        let n_most = n_active + MIN_IDLE.max(n_active / 8);
+        while self.n_positions(false) > n_most {
+            let is_idle =
+                |idx: &usize| self.slots[*idx].unit.is_none() && self.cache.len(seq(*idx)) > 0;
+            let idle = (0..self.slots.len()).filter(is_idle);
+            let Some(oldest) = idle.min_by_key(|idx| self.slots[*idx].last_used) else { return };
+            let id = seq(oldest);
+            // What others hold too is not worth a copy.
+            let n_own = self.cache.n_own(id);
+            if n_own >= MIN_PARKED
+                && self.caps.snapshot != SnapshotKind::No
+                && let Ok(snapshot) = engine.snapshot(id)
+            {
+                self.park.keep(Parked { tokens: self.cache.tokens(id), snapshot });
+            }
+            self.clear(engine, id);
+        }
     }
 
     fn clear(&mut self, engine: &mut dyn LogitsEngine, seq: SeqId) {

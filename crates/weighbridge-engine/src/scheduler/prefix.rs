@@ -59,6 +59,17 @@ impl PrefixTree {
         self.ends[seq.0 as usize].len
     }
 
+    /// The tokens that a sequence holds.
+    pub(crate) fn tokens(&self, seq: SeqId) -> Vec<u32> {
+        let mut path = Vec::new();
+        let mut node = self.ends[seq.0 as usize].node;
+        while node != ROOT {
+            path.push(node);
+            node = self.nodes[node].parent;
+        }
+        path.into_iter().rev().flat_map(|node| self.nodes[node].tokens.iter().copied()).collect()
+    }
+
     /// Adds tokens to the end of a sequence.
     pub(crate) fn append(&mut self, seq: SeqId, tokens: &[u32]) {
         if tokens.is_empty() {
@@ -160,6 +171,12 @@ impl PrefixTree {
             }
         }
         best.map(|(.., found)| found)
+    }
+
+    /// Positions of a sequence that no other one has.
+    pub(crate) fn n_own(&self, seq: SeqId) -> usize {
+        let is_own = |node: &&Node| node.seqs == [seq.0];
+        self.nodes.iter().filter(is_own).map(|node| node.tokens.len()).sum()
     }
 
     /// Positions in use by the sequences that are counted; shared ones count once.
@@ -289,7 +306,9 @@ mod tests {
                     }
                 }
                 for (seq, plain) in plain.iter().enumerate() {
-                    assert_eq!(tree.len(SeqId(seq as u32)), plain.held.len());
+                    let held: Vec<u32> = plain.held.iter().map(|held| held.0).collect();
+                    assert_eq!(tree.tokens(SeqId(seq as u32)), held);
+                    assert_eq!(tree.len(SeqId(seq as u32)), held.len());
                 }
                 let prompt: Vec<u32> = (0..below(40)).map(|_| below(2) as u32).collect();
                 let shares = |plain: &Plain| {

@@ -10,7 +10,7 @@ use weighbridge_core::{
     Backend, ErrorKind, LikelihoodItem, LikelihoodRequest, Prompt, Request, Window, block_on,
 };
 use weighbridge_engine::EngineOptions;
-use weighbridge_engine::logits::{Batching, Fork, Truncate};
+use weighbridge_engine::logits::{Batching, Fork, SnapshotKind, Truncate};
 use weighbridge_engine::toy::{END, ToyOptions};
 
 use crate::decode::{brute_force, seeded};
@@ -104,6 +104,45 @@ fn conversations_keep_their_place_beside_each_other() {
                 let n_before = talk.len() as u64;
                 *talk = with_prefix(talk, turn, 20);
                 assert!(check(&*toy.backend, talk, 1, 3) >= n_before - 1, "{fork:?} turn {turn}");
+            }
+        }
+    }
+}
+
+/// What lies idle in a pool costs the engine time, so it is taken out, and comes back when it is
+/// needed.
+#[test]
+fn long_conversations_in_a_shared_pool_are_parked_and_come_back() {
+    for (snapshot, truncate) in [
+        (SnapshotKind::Full, Truncate::Any),
+        (SnapshotKind::Checkpoint, Truncate::No),
+        (SnapshotKind::No, Truncate::Any),
+    ] {
+        let toy = open(
+            options(|o| {
+                o.caps.fork = Fork::Shared;
+                o.caps.snapshot = snapshot;
+                o.caps.truncate = truncate;
+                o.caps.ctx_total = 3_000;
+            }),
+            EngineOptions::new("toy"),
+        );
+        let mut talks: Vec<Vec<u32>> = (0..6).map(|own| with_prefix(&[], own, 400)).collect();
+        for turn in 0..3 {
+            for talk in &mut talks {
+                let completion = complete(&*toy.backend, &request(talk, 1, 3));
+                let answer = completion.logprobs.unwrap();
+                let ids: Vec<u32> = answer.iter().map(|t| t.id.unwrap().0).collect();
+                assert_eq!(ids, brute_force(talk, &seeded(1), 3));
+                let n_cached = completion.usage.n_cached_tokens.unwrap() as usize;
+                match (turn, snapshot) {
+                    (0, _) => assert_eq!(n_cached, 0),
+                    (_, SnapshotKind::No) => assert_eq!(n_cached, 0, "gone"),
+                    _ => assert_eq!(n_cached, talk.len() - 20, "{snapshot:?}"),
+                }
+                // The engine holds all but the last token that was drawn.
+                talk.extend(&ids[..ids.len() - 1]);
+                *talk = with_prefix(talk, turn, 20);
             }
         }
     }

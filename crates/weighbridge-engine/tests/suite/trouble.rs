@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_core::Stream;
 use weighbridge_core::{
     CompletionStream, Error, ErrorKind, Event, LikelihoodItem, LikelihoodRequest, OpenContext,
     Prompt, Result, StopSink, StreamItem, block_on,
 };
 use weighbridge_engine::loader::{EngineLoader, TextModel};
-use weighbridge_engine::logits::{Batching, LogitsEngine};
+use weighbridge_engine::logits::{Batching, Fork, LogitsEngine, Truncate};
 use weighbridge_engine::toy::{ToyLoader, ToyOptions};
 use weighbridge_engine::{EngineOptions, LocalBackend};
 
@@ -170,6 +171,77 @@ fn a_shared_feed_that_fails_is_repeated_one_by_one() {
             assert_eq!(job.join().unwrap(), 60, "nobody loses an answer");
         }
     });
+}
+
+/// The cache has the tokens, the row did not come: it is had by feeding the last token again.
+#[test]
+fn a_row_that_a_failure_swallowed_is_fed_for_again() {
+    for truncate in [Truncate::Any, Truncate::No] {
+        for fail_late_at in 1..12 {
+            let mut options =
+                ToyOptions { fail_late_at: Some(fail_late_at), ..ToyOptions::default() };
+            options.caps.truncate = truncate;
+            options.delay_per_token = Duration::from_millis(1);
+            let toy = open(options, EngineOptions::new("toy"));
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    let toy = &toy;
+                    scope.spawn(move || {
+                        let request = text("abc").with_max_tokens(9);
+                        match generate(&*toy.backend, &request, &mut Seen::default()) {
+                            Ok(completion) => assert_eq!(completion.text, "filorux d"),
+                            Err(error) => assert_eq!(error.kind(), ErrorKind::Engine),
+                        }
+                    });
+                }
+                let toy = &toy;
+                scope.spawn(move || {
+                    let context = Arc::new(Prompt::Text("abcabc".into()));
+                    let item = |text: &str| LikelihoodItem::new(Arc::clone(&context), text);
+                    let request = LikelihoodRequest::new(vec![item("def"), item("xy"), item("z")]);
+                    if let Ok(scored) = block_on(toy.backend.log_likelihood(&request)) {
+                        assert_eq!(scored.len(), 3);
+                    }
+                });
+            });
+        }
+    }
+}
+
+#[test]
+fn a_single_slot_is_used_again_whatever_it_can_be_cut_to() {
+    for truncate in [Truncate::Any, Truncate::Last(4), Truncate::No] {
+        for fork in [Fork::No, Fork::Copy, Fork::Shared] {
+            let mut options = ToyOptions::default();
+            options.caps.max_seqs = 1;
+            options.caps.truncate = truncate;
+            options.caps.fork = fork;
+            let toy = open(options, EngineOptions::new("toy"));
+            for prompt in ["abcdefgh", "abcdefgx", "abcdefgxy", "abcdefgxdg", "b"] {
+                assert_eq!(complete(&*toy.backend, &text(prompt).with_max_tokens(2)).text.len(), 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn callers_that_stall_keep_nobody_else_out() {
+    let mut options = ToyOptions::default();
+    options.caps.max_seqs = 100;
+    options.caps.ctx_total = 100_000;
+    let toy = open(options, EngineOptions::new("toy").with_max_concurrency(100));
+    let stalled: Vec<CompletionStream> = (0..300)
+        .map(|_| {
+            let request = text("a").with_max_tokens(500);
+            let mut stream = CompletionStream::owned(Arc::clone(&toy.backend), request);
+            // Begins the call and then never reads again.
+            let _ =
+                std::pin::Pin::new(&mut stream).poll_next(&mut Context::from_waker(Waker::noop()));
+            stream
+        })
+        .collect();
+    assert_eq!(complete(&*toy.backend, &text("b").with_max_tokens(3)).text, "ehk");
+    drop(stalled);
 }
 
 #[test]
