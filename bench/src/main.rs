@@ -54,7 +54,8 @@ struct Args {
     /// One short round, to see that everything works.
     #[arg(long)]
     quick: bool,
-    /// Threads that compute, of everybody. Default: all cores.
+    /// Threads of llama.cpp, ours and the peers'. Default: all cores. candle, ours and the stock one,
+    /// takes as many as RAYON_NUM_THREADS says, by default as well all cores.
     #[arg(long)]
     threads: Option<usize>,
 }

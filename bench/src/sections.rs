@@ -141,7 +141,10 @@ impl Bench {
     }
 
     fn open(&mut self, provider: &str, model: &str) -> Result<Ours> {
-        let options = Map::new();
+        let mut options = Map::new();
+        if provider == LLAMA_CPP {
+            options.insert("threads".to_owned(), self.n_threads.into());
+        }
         let ours = Ours::open(&self.registry, provider, &self.file(model), options)?;
         if let Some(engine) = ours.engine() {
             self.report.note(provider, serde_json::to_value(engine)?)?;

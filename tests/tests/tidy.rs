@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// Who may import whom. A crate that is not here is new: give it a line, and an ADR if it is an
 /// arrow that was not there before.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("weighbridge-core", &[]),
     ("weighbridge-engine", &["weighbridge-core"]),
     ("weighbridge-models", &["weighbridge-core"]),
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("weighbridge-candle", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
+    ("weighbridge-bench", &["weighbridge-core", "weighbridge-candle"]),
     ("weighbridge-tests", &[]),
     ("example-library", &["weighbridge", "weighbridge-candle"]),
 ];
@@ -96,6 +97,7 @@ fn folders_are_named_after_their_crates() {
         let folder = Path::new(manifest).parent().unwrap().file_name().unwrap().to_str().unwrap();
         let expected = match name {
             "weighbridge-tests" => "tests",
+            "weighbridge-bench" => "bench",
             "example-library" => "library",
             name => name,
         };
@@ -117,7 +119,7 @@ fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
 #[test]
 fn every_module_says_what_it_is() {
     let mut files = Vec::new();
-    for dir in ["crates", "plugins", "xtask", "tests", "examples"] {
+    for dir in ["crates", "plugins", "xtask", "tests", "examples", "bench"] {
         rust_files(&root().join(dir), &mut files);
     }
     assert!(files.len() > 40, "only {} files were found", files.len());
