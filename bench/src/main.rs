@@ -94,7 +94,7 @@ fn run(args: Args) -> Result<()> {
         println!("note: this machine is busy with something else; read ratios, not rates");
     }
     let mut bench = Bench {
-        registry: link_plugins!(weighbridge_candle)?,
+        registry: link_plugins!(weighbridge_candle, weighbridge_llama_cpp)?,
         models: args.models,
         peers,
         n_threads,

@@ -18,12 +18,22 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("weighbridge-server", &["weighbridge-core"]),
     (
         "weighbridge-cli",
-        &["weighbridge", "weighbridge-server", "weighbridge-candle", "weighbridge-remote"],
+        &[
+            "weighbridge",
+            "weighbridge-server",
+            "weighbridge-candle",
+            "weighbridge-llama-cpp",
+            "weighbridge-remote",
+        ],
     ),
     ("weighbridge-candle", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
+    ("weighbridge-llama-cpp", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
-    ("weighbridge-bench", &["weighbridge-core", "weighbridge-candle"]),
+    (
+        "weighbridge-bench",
+        &["weighbridge-core", "weighbridge-candle", "weighbridge-llama-cpp"],
+    ),
     ("weighbridge-tests", &[]),
     ("example-library", &["weighbridge", "weighbridge-candle"]),
 ];

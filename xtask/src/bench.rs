@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::bench_peers::{self, Peers};
+use crate::native::Tools;
 use crate::shell::{self, cargo, root};
 
 /// Everything the bench makes lies here.
@@ -102,6 +103,7 @@ fn build() -> Result<PathBuf, String> {
     let mut command = cargo();
     command.args(["build", "--release", "--package", "weighbridge-bench", "--locked"]);
     command.arg("--target-dir").arg(&target).env("RUSTFLAGS", "-C target-cpu=native");
+    Tools::provide()?.apply(&mut command);
     shell::run(&mut command)?;
     Ok(target.join("release").join(format!("bench-engines{}", std::env::consts::EXE_SUFFIX)))
 }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::bench::dir;
+use crate::native::Tools;
 use crate::shell::{self, answers};
 
 /// The source package and its version.
 const PACKAGE: (&str, &str) = ("llama_cpp_python", "0.3.36");
 /// What the scripts and the build need of PyPI.
-const TOOLS: [&str; 3] = ["gguf==0.19.0", "cmake==4.4.4", "ninja==1.13.2"];
+const TOOLS: [&str; 2] = ["gguf==0.19.0", "ninja==1.13.2"];
 
 /// The program that quantizes the models.
 pub(crate) const QUANTIZE: &str = "llama-quantize";
@@ -46,7 +47,7 @@ pub(crate) fn build(programs: &[&str]) -> Result<Peers, String> {
         let mut unpack = Command::new(&python);
         shell::run(unpack.args(["-m", "tarfile", "-e"]).arg(archive).arg(&peers))?;
     }
-    let (cmake, build) = (tool("cmake"), peers.join("build"));
+    let (cmake, build) = (Tools::provide()?.cmake(), peers.join("build"));
     let mut configure = Command::new(&cmake);
     configure.arg("-S").arg(llama_cpp).arg("-B").arg(&build).args(["-G", "Ninja"]);
     configure.arg(format!("-DCMAKE_MAKE_PROGRAM={}", tool("ninja").display()));
@@ -71,7 +72,7 @@ pub(crate) fn build(programs: &[&str]) -> Result<Peers, String> {
 /// A Python with the tools; made under `target/` if need be.
 pub(crate) fn python() -> Result<PathBuf, String> {
     let python = tool("python");
-    if !(answers(Command::new(&python).args(["-c", "import gguf, cmake, ninja"]))) {
+    if !(answers(Command::new(&python).args(["-c", "import gguf, ninja"]))) {
         let with_remedy = |e| format!("{e}; the bench needs Python 3 with venv and pip");
         let mut make = Command::new("python3");
         shell::run(make.args(["-m", "venv"]).arg(venv())).map_err(with_remedy)?;

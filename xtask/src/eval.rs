@@ -4,13 +4,14 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::native::Tools;
 use crate::shell::{self, cargo, root};
 
 const DEMO_SUITE: &str = "fixtures/suites/demo.toml";
 const DEMO_CLOSED: &str = "candle:fixtures/triage-large";
 
 pub(crate) fn run(args: &[&str]) -> Result<u8, String> {
-    let program = &build()?;
+    let program = &build(needs_llama_cpp(args))?;
     let resumed = match demo_to_resume(args) {
         Some(resumed) => resumed,
         None if args.is_empty() => Vec::new(),
@@ -51,9 +52,24 @@ fn demo_to_resume(args: &[&str]) -> Option<Vec<String>> {
     Some(resumed)
 }
 
+/// Whether a model on llama.cpp is named, by an argument, by a suite that is one, or by the suite of
+/// a run that is resumed. Only then is it built: that takes minutes, and more than Rust.
+fn needs_llama_cpp(args: &[&str]) -> bool {
+    const NAME: &str = "llama-cpp:";
+    args.iter().any(|arg| {
+        let value = Path::new(arg.split_once('=').map_or(*arg, |(_, value)| value));
+        let suites = [value.to_owned(), value.join("suite.toml")];
+        let in_suite = |path: &PathBuf| {
+            path.extension().is_some_and(|extension| extension == "toml")
+                && std::fs::read_to_string(path).is_ok_and(|text| text.contains(NAME))
+        };
+        arg.contains(NAME) || suites.iter().any(in_suite)
+    })
+}
+
 /// Builds the program for the CPU it will run on, apart from other builds, because flags that
 /// differ would rebuild everything.
-fn build() -> Result<PathBuf, String> {
+fn build(has_llama_cpp: bool) -> Result<PathBuf, String> {
     let target = root().join("target/native");
     let mut command = cargo();
     command.args([
@@ -65,8 +81,14 @@ fn build() -> Result<PathBuf, String> {
         "--target-dir",
     ]);
     command.arg(&target).env("RUSTFLAGS", "-C target-cpu=native");
-    shell::run(&mut command)
-        .map_err(|e| format!("{e}; building needs Rust and a C linker, nothing else"))?;
+    let needs = if has_llama_cpp {
+        Tools::provide()?.apply(&mut command);
+        command.args(["--features", "llama-cpp"]);
+        "Rust, a C++ compiler, cmake and libclang"
+    } else {
+        "Rust and a C linker, nothing else"
+    };
+    shell::run(&mut command).map_err(|e| format!("{e}; building needs {needs}"))?;
     Ok(target.join("release").join(format!("weighbridge{}", std::env::consts::EXE_SUFFIX)))
 }
 
@@ -124,5 +146,26 @@ impl Drop for StandIn {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_cpp_is_built_only_for_those_who_name_it() {
+        assert!(!needs_llama_cpp(&[]));
+        assert!(!needs_llama_cpp(&[DEMO_SUITE, "--define", "X=llama"]));
+        assert!(needs_llama_cpp(&["--data", "x.csv", "--candidate", "llama-cpp:m.gguf"]));
+        let dir = std::env::temp_dir().join(format!("weighbridge-eval-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a folder for the test");
+        let (suite, folder) = (dir.join("suite.toml"), format!("--resume={}", dir.display()));
+        std::fs::write(&suite, "model = \"candle:m\"").expect("a suite for the test");
+        let suite_arg = suite.to_string_lossy();
+        assert!(!needs_llama_cpp(&[&suite_arg]) && !needs_llama_cpp(&[&folder]));
+        std::fs::write(&suite, "model = \"llama-cpp:m.gguf\"").expect("a suite for the test");
+        assert!(needs_llama_cpp(&[&suite_arg]) && needs_llama_cpp(&["--gate", &folder]));
+        std::fs::remove_dir_all(dir).expect("the folder that was made");
     }
 }

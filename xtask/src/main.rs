@@ -4,6 +4,7 @@
 mod bench;
 mod bench_peers;
 mod eval;
+mod native;
 mod shell;
 mod test;
 
@@ -19,6 +20,8 @@ Usage: cargo xtask TASK
   test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json
   bench engines        speed of the local engines; --peers builds llama.cpp's programs and measures
                        them in turns, --peers-dir DIR takes built ones; --only, --rounds, --quick
+  native               finds or installs what building llama.cpp needs; prints it for a shell:
+                       eval \"$(cargo xtask native)\"
 ";
 
 fn main() -> ExitCode {
@@ -27,6 +30,10 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["eval", rest @ ..] => eval::run(rest),
         ["bench", "engines", rest @ ..] => bench::engines(rest),
+        ["native"] => native::Tools::provide().map(|tools| {
+            print!("{}", tools.exports());
+            0
+        }),
         ["test"] => test::run(false),
         ["test", "--full"] => test::run(true),
         [] | ["help" | "--help" | "-h"] => {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::native::Tools;
 use crate::shell::{self, answers, cargo, output, root};
 
 /// Where the result of the last full run is kept.
@@ -13,6 +14,12 @@ const SDK: &str = "openai==3.54.0";
 
 pub(crate) fn run(full: bool) -> Result<u8, String> {
     let started = Instant::now();
+    let tools = Tools::provide()?;
+    let cargo = || {
+        let mut cargo = cargo();
+        tools.apply(&mut cargo);
+        cargo
+    };
     // The end-to-end tests run the programs. Built with the features of the tests, so that nothing
     // is compiled twice.
     shell::run(cargo().args(["build", "--locked", "--workspace"]))?;

@@ -100,6 +100,8 @@ fn registry() -> Result<Registry> {
         ("weighbridge", builtin),
         #[cfg(feature = "plugin-candle")]
         ("weighbridge_candle", weighbridge_candle::plugin),
+        #[cfg(feature = "llama-cpp")]
+        ("weighbridge_llama_cpp", weighbridge_llama_cpp::plugin),
         #[cfg(feature = "plugin-remote")]
         ("weighbridge_remote", weighbridge_remote::plugin),
     ])

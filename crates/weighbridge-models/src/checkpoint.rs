@@ -1,16 +1,14 @@
 //! The weights of a model: one safetensors file, or several with an index.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use weighbridge_core::Result;
 
-use crate::files::{FETCH_AGAIN, fault, open_regular, read_json, shown};
+use crate::files::{FETCH_AGAIN, fault, read_json, shown};
 use crate::safetensors::{Dtype, Header, TensorInfo};
+use crate::weight_file::{WeightFile, sha256};
 
 /// Name of the file of a model that is not sharded.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -20,7 +18,6 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub const MAX_FILES: usize = 1_000;
 
 const MAX_INDEX_BYTES: u64 = 25_000_000;
-const HASH_BUFFER_BYTES: usize = 1 << 20;
 
 /// Opened weights: headers are read and checked, tensors are read when asked for.
 ///
@@ -29,13 +26,6 @@ const HASH_BUFFER_BYTES: usize = 1 << 20;
 pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, (usize, TensorInfo)>,
-}
-
-#[derive(Debug)]
-struct WeightFile {
-    path: PathBuf,
-    file: File,
-    n_bytes: u64,
 }
 
 impl Checkpoint {
@@ -106,9 +96,9 @@ impl Checkpoint {
 
     /// Opens one more file and returns what its header lists.
     fn add_file(&mut self, path: PathBuf) -> Result<Vec<TensorInfo>> {
-        let (mut file, n_bytes) = open_regular(&path)?;
-        let header = Header::read(&mut file, n_bytes, &path)?;
-        self.files.push(WeightFile { path, file, n_bytes });
+        let mut file = WeightFile::open(path)?;
+        let header = Header::read(&mut file.file, file.n_bytes, &file.path)?;
+        self.files.push(file);
         Ok(header.tensors)
     }
 
@@ -164,32 +154,7 @@ impl Checkpoint {
             let path = self.files.first().map_or(Path::new(""), |file| &file.path);
             return Err(fault(path, format_args!("has no tensor `{}`", shown(name)), ""));
         };
-        let file = &mut self.files[*file_idx];
-        let n_bytes = tensor.range.end - tensor.range.start;
-        let failed = |error: std::io::Error| {
-            fault(
-                &file.path,
-                format_args!("cannot be read at tensor `{}`", shown(name)),
-                FETCH_AGAIN,
-            )
-            .with_source(error)
-        };
-        file.file.seek(SeekFrom::Start(tensor.range.start)).map_err(failed)?;
-        out.clear();
-        // The header was checked against the file's length, so this is at most the file's size.
-        out.reserve_exact(n_bytes as usize);
-        let n_read = (&file.file).take(n_bytes).read_to_end(out).map_err(failed)?;
-        if n_read as u64 != n_bytes {
-            return Err(fault(
-                &file.path,
-                format_args!(
-                    "has become shorter: {n_read} of {n_bytes} bytes of tensor `{}` are there",
-                    shown(name)
-                ),
-                FETCH_AGAIN,
-            ));
-        }
-        Ok(())
+        self.files[*file_idx].read_tensor(name, &tensor.range, out)
     }
 
     /// SHA-256 over the bytes of the files in the order of their names, as lower-case hex. For one
@@ -202,34 +167,7 @@ impl Checkpoint {
     /// What `step` returns, to cancel; [`ModelLoad`](weighbridge_core::ErrorKind::ModelLoad) if a
     /// file cannot be read or has changed its length.
     pub fn sha256(&mut self, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<String> {
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0u8; HASH_BUFFER_BYTES];
-        let mut n_done = 0;
-        for WeightFile { path, file, n_bytes } in &mut self.files {
-            let failed = |error: std::io::Error| {
-                fault(path, "cannot be read", FETCH_AGAIN).with_source(error)
-            };
-            file.seek(SeekFrom::Start(0)).map_err(failed)?;
-            let mut n_file = 0;
-            loop {
-                let n_read = file.read(&mut buffer).map_err(failed)?;
-                if n_read == 0 {
-                    break;
-                }
-                hash.update(&buffer[..n_read]);
-                n_file += n_read as u64;
-                step(n_done + n_file)?;
-            }
-            if n_file != *n_bytes {
-                return Err(fault(
-                    path,
-                    format_args!("has changed: {n_file} bytes, {n_bytes} when it was opened"),
-                    "leave the file alone while it is loaded",
-                ));
-            }
-            n_done += n_file;
-        }
-        Ok(hex::encode(hash.finalize()))
+        sha256(&mut self.files, step)
     }
 }
 

@@ -2,7 +2,9 @@
 
 pub mod checkpoint;
 pub mod folder;
+pub mod gguf;
 pub mod hf_config;
 pub mod safetensors;
 
 mod files;
+mod weight_file;

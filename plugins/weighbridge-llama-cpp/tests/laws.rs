@@ -1,0 +1,337 @@
+//! What this engine promises the decode loop, for models that attend to everything, through sliding
+//! windows, and with a recurrent state; and what llama.cpp leaves to its caller.
+//!
+//! llama.cpp chooses its kernels by the shape of a batch, so equal positions are compared within a
+//! tolerance and not bit for bit.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::*;
+use serde_json::json;
+use weighbridge_core::ErrorKind;
+use weighbridge_engine::logits::{
+    Fork, Input, LogitsEngine, SeqId, SnapshotKind, Span, Truncate, Want,
+};
+
+/// Largest difference of a logit; tiny models have logits of about 10.
+const TOLERANCE: f32 = 2e-3;
+
+/// F32 and F16 weights, windows of 8 positions.
+fn attention_models() -> [PathBuf; 2] {
+    [data("gemma2.gguf"), triage("triage-open")]
+}
+
+fn every_model() -> Vec<PathBuf> {
+    let mut models = attention_models().to_vec();
+    models.push(data("mamba.gguf"));
+    models
+}
+
+#[track_caller]
+fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    let worst = difference(got, expected);
+    // F16 weights: what they are multiplied with is rounded, in another order.
+    let tolerance = if what.contains("f16") { 10.0 * TOLERANCE } else { TOLERANCE };
+    assert!(worst < tolerance, "{what}: {worst}");
+}
+
+fn shown(path: &std::path::Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+#[test]
+fn chunks_of_a_prompt_do_not_change_it() {
+    for path in every_model() {
+        with(&path, |_, engine| {
+            let tokens = text(1, 100);
+            let whole = all_rows(engine, &tokens, 100);
+            for chunk in [1, 3, 7, 64] {
+                assert_close(&all_rows(engine, &tokens, chunk), &whole, &shown(&path));
+            }
+            engine.release(SeqId(0));
+            assert!(feed(engine, 0, &tokens[..60], Want::None).is_empty());
+            let last = feed(engine, 0, &tokens[60..], Want::Last);
+            assert_close(&last, &whole[99..], &shown(&path));
+        });
+    }
+}
+
+#[test]
+fn a_cut_sequence_continues_as_one_that_was_never_longer() {
+    for path in attention_models() {
+        with(&path, |_, engine| {
+            assert_eq!(engine.caps().truncate, Truncate::Any);
+            let (tokens, other) = (text(2, 60), text(3, 30));
+            feed(engine, 0, &tokens, Want::None);
+            for len in [59, 31, 8, 1] {
+                assert_eq!(engine.truncate(SeqId(0), len).unwrap(), len);
+                let continued = feed(engine, 0, &other, Want::All);
+                let scratch = [&tokens[..len as usize], &other].concat();
+                engine.release(SeqId(1));
+                let expected = feed(engine, 1, &scratch, Want::From(len as usize));
+                assert_close(&continued, &expected, &format!("{} at {len}", shown(&path)));
+                assert_eq!(engine.truncate(SeqId(0), len).unwrap(), len);
+                feed(engine, 0, &tokens[len as usize..], Want::None);
+            }
+            assert_eq!(engine.truncate(SeqId(0), 1000).unwrap(), 60);
+            assert_eq!(engine.truncate(SeqId(0), 0).unwrap(), 0);
+            assert_eq!(engine.len(SeqId(0)), 0);
+        });
+    }
+}
+
+#[test]
+fn a_fork_lives_its_own_life() {
+    for path in attention_models() {
+        with(&path, |_, engine| {
+            assert_eq!(engine.caps().fork, Fork::Shared);
+            let (tokens, a, b) = (text(4, 50), text(5, 20), text(6, 20));
+            feed(engine, 0, &tokens, Want::None);
+            feed(engine, 3, &b, Want::None);
+            assert_eq!(engine.fork(SeqId(0), SeqId(3), 40).unwrap(), 40);
+            assert_eq!(engine.len(SeqId(3)), 40);
+            let in_fork = feed(engine, 3, &a, Want::All);
+            let in_source = feed(engine, 0, &b, Want::All);
+            feed(engine, 1, &[&tokens[..40], &a].concat(), Want::None);
+            engine.release(SeqId(1));
+            let expected = feed(engine, 1, &[&tokens[..40], &a].concat(), Want::From(40));
+            assert_close(&in_fork, &expected, &shown(&path));
+            let expected = feed(engine, 2, &[&tokens[..], &b].concat(), Want::From(50));
+            assert_close(&in_source, &expected, &shown(&path));
+            assert_eq!(engine.fork(SeqId(0), SeqId(3), 1000).unwrap(), 70);
+            assert_eq!(engine.fork(SeqId(0), SeqId(0), 10).unwrap(), 10);
+            assert_eq!(engine.fork(SeqId(9), SeqId(3), 10).unwrap(), 0);
+            assert_eq!(engine.len(SeqId(3)), 0);
+        });
+    }
+}
+
+#[test]
+fn a_recurrent_state_is_kept_or_dropped_as_a_whole() {
+    with(&data("mamba.gguf"), |_, engine| {
+        let caps = engine.caps().clone();
+        assert_eq!((caps.truncate, caps.snapshot), (Truncate::No, SnapshotKind::Checkpoint));
+        assert_eq!(caps.max_seqs, 8);
+        let (tokens, a) = (text(7, 30), text(8, 10));
+        let expected = all_rows(engine, &[&tokens[..], &a].concat(), 256);
+        engine.release(SeqId(0));
+        feed(engine, 0, &tokens, Want::None);
+        assert_eq!(engine.fork(SeqId(0), SeqId(1), 29).unwrap(), 0);
+        assert_eq!(engine.fork(SeqId(0), SeqId(1), 30).unwrap(), 30);
+        assert_close(&feed(engine, 1, &a, Want::All), &expected[30..], "fork");
+        assert_close(&feed(engine, 0, &a, Want::All), &expected[30..], "source");
+        assert_eq!(engine.truncate(SeqId(0), 40).unwrap(), 40);
+        assert_eq!(engine.truncate(SeqId(0), 39).unwrap(), 0);
+        assert_eq!(engine.len(SeqId(0)), 0);
+        assert_close(&all_rows(engine, &tokens, 256), &expected[..30], "again");
+    });
+}
+
+#[test]
+fn a_snapshot_goes_on_from_where_it_was_taken() {
+    let mut of_another = None;
+    for path in every_model() {
+        with(&path, |_, engine| {
+            let (tokens, a) = (text(9, 40), text(10, 15));
+            let expected = all_rows(engine, &[&tokens[..], &a].concat(), 256);
+            engine.release(SeqId(0));
+            feed(engine, 0, &tokens, Want::None);
+            let kept = engine.snapshot(SeqId(0)).unwrap();
+            assert_eq!(kept.len, 40);
+            assert!(kept.n_bytes > 40, "{}", kept.n_bytes);
+            feed(engine, 0, &text(11, 9), Want::None);
+            feed(engine, 4, &text(12, 9), Want::None);
+            for seq in [0, 4] {
+                engine.restore(SeqId(seq), &kept).unwrap();
+                assert_eq!(engine.len(SeqId(seq)), 40);
+                let rows = feed(engine, seq, &a, Want::All);
+                assert_close(&rows, &expected[40..], &shown(&path));
+            }
+            let empty = engine.snapshot(SeqId(5)).unwrap();
+            engine.restore(SeqId(4), &empty).unwrap();
+            assert_eq!((empty.len, engine.len(SeqId(4))), (0, 0));
+            if let Some(kept) = &of_another {
+                let error = engine.restore(SeqId(4), kept).unwrap_err();
+                assert!(error.to_string().contains("not one of this engine"), "{error}");
+            }
+            of_another = Some(kept);
+        });
+    }
+}
+
+#[test]
+fn ragged_batches_equal_single_sequences() {
+    for path in every_model() {
+        with(&path, |_, engine| {
+            let texts: Vec<Vec<u32>> =
+                (0..6).map(|i| text(20 + i, [1, 40, 3, 25, 16, 70][i as usize])).collect();
+            let singles: Vec<Vec<Vec<f32>>> =
+                texts.iter().map(|tokens| all_rows(engine, tokens, 256)).collect();
+            engine.release(SeqId(0));
+            // Different chunks and different wants in each feed, until all are through.
+            let chunks = [1, 9, 1, 4, 16, 23];
+            let mut n_compared = 0;
+            for round in 0.. {
+                let mut spans = Vec::new();
+                for (i, tokens) in texts.iter().enumerate() {
+                    let seq = SeqId(i as u32 + 1);
+                    let pos = engine.len(seq);
+                    let rest = &tokens[pos as usize..];
+                    let part = &rest[..rest.len().min(chunks[i])];
+                    let want = [Want::All, Want::Last, Want::None, Want::From(2)][(round + i) % 4];
+                    if !part.is_empty() {
+                        spans.push((i, Span { seq, pos, tokens: Input::Tokens(part), want }));
+                    }
+                }
+                if spans.is_empty() {
+                    break;
+                }
+                let only: Vec<Span<'_>> = spans.iter().map(|(_, span)| *span).collect();
+                let mut order = Vec::new();
+                engine
+                    .feed(&only, &mut |span_idx: usize, pos: u32, row: &[f32]| {
+                        order.push((span_idx, pos));
+                        n_compared += 1;
+                        let single = &singles[spans[span_idx].0][pos as usize];
+                        let (got, single) = ([row.to_vec()], std::slice::from_ref(single));
+                        assert_close(&got, single, &shown(&path));
+                    })
+                    .unwrap();
+                let expected: Vec<(usize, u32)> = only
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(i, s)| {
+                        (s.want.first(s.len())..s.len()).map(move |k| (i, s.pos + k as u32))
+                    })
+                    .collect();
+                assert_eq!(order, expected);
+            }
+            assert!(n_compared > 40, "{n_compared}");
+        });
+    }
+}
+
+#[test]
+fn broken_rules_are_errors_and_change_nothing() {
+    let options = json!({"n_ctx": 128, "n_batch": 200, "kv_type": "f32"});
+    try_with(&triage("triage-open"), &context(options), |_, engine| {
+        let n_vocab = engine.caps().n_vocab;
+        assert_eq!((engine.caps().max_feed, engine.caps().max_rows), (200, 200));
+        feed(engine, 0, &[5, 6, 7], Want::None);
+        let long = vec![5u32; 126];
+        let cases: [(u32, u32, &[u32], &str); 7] = [
+            (0, 2, &[5], "does not start where its sequence ends"),
+            (0, 4, &[5], "does not start where its sequence ends"),
+            (0, 3, &[n_vocab], "token id 1152 is out of range"),
+            (0, 3, &[4, u32::MAX], "token id 4294967295 is out of range"),
+            (64, 0, &[5], "sequence 64 is out of range"),
+            (u32::MAX, 0, &[5], "sequence 4294967295 is out of range"),
+            (0, 3, &long, "would exceed the context"),
+        ];
+        let refused = |engine: &mut dyn LogitsEngine, spans: &[Span<'_>], expected: &str| {
+            let error =
+                engine.feed(spans, &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(engine.len(SeqId(0)), 3);
+            error.kind()
+        };
+        for (seq, pos, tokens, expected) in cases {
+            let want = Want::Last;
+            let span = Span { seq: SeqId(seq), pos, tokens: Input::Tokens(tokens), want };
+            assert_eq!(refused(engine, &[span], expected), ErrorKind::Engine);
+        }
+        let span = Span { seq: SeqId(0), pos: 3, tokens: Input::Tokens(&[5]), want: Want::Last };
+        refused(engine, &[span, span], "two spans in one feed");
+        let other = |seq| Span {
+            seq: SeqId(seq),
+            pos: 0,
+            tokens: Input::Tokens(&long[..100]),
+            want: Want::None,
+        };
+        refused(engine, &[other(1), other(2), other(3)], "too many positions in one feed");
+        let embeddings = Input::Embeddings { values: &[0.0; 96], n_embd: 96 };
+        let kind = refused(engine, &[Span { tokens: embeddings, ..span }], "takes tokens only");
+        assert_eq!(kind, ErrorKind::Unsupported);
+        for seq in [64, 256, u32::MAX] {
+            let seq = SeqId(seq);
+            assert_eq!(engine.len(seq), 0);
+            assert!(engine.truncate(seq, 0).is_err());
+            assert!(engine.fork(SeqId(0), seq, 1).is_err());
+            assert!(engine.fork(seq, SeqId(0), 1).is_err());
+            assert!(engine.snapshot(seq).is_err());
+            engine.release(seq);
+        }
+        // After all of that it still computes.
+        let row = feed(engine, 0, &[8], Want::Last);
+        let expected = all_rows(engine, &[5, 6, 7, 8], 4);
+        assert_close(&row, &expected[3..], "f16");
+        engine.feed(&[], &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap();
+        assert!(feed(engine, 0, &[], Want::All).is_empty());
+    })
+    .unwrap();
+}
+
+#[test]
+fn rows_are_counted() {
+    let options = json!({"n_batch": 400});
+    try_with(&triage("triage-open"), &context(options), |_, engine| {
+        assert_eq!((engine.caps().max_feed, engine.caps().max_rows), (400, 256));
+        let tokens = text(30, 300);
+        let mut feed_all = |want| {
+            let span = Span { seq: SeqId(0), pos: 0, tokens: Input::Tokens(&tokens), want };
+            let mut n_rows = 0;
+            let fed = engine.feed(&[span], &mut |_: usize, _: u32, _: &[f32]| n_rows += 1);
+            fed.map(|()| n_rows)
+        };
+        let error = feed_all(Want::All).unwrap_err();
+        assert!(error.to_string().contains("too many rows in one feed"), "{error}");
+        assert_eq!(feed_all(Want::From(44)).unwrap(), 256);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_full_cache_is_an_error_that_leaves_everything_as_it_was() {
+    let options = json!({"n_ctx": 200, "n_ctx_total": 256, "kv_type": "f32"});
+    try_with(&triage("triage-open"), &context(options), |_, engine| {
+        assert_eq!((engine.caps().ctx_total, engine.caps().ctx_per_seq), (256, 200));
+        let tokens = text(31, 200);
+        feed(engine, 0, &tokens, Want::None);
+        // A fork takes no room.
+        assert_eq!(engine.fork(SeqId(0), SeqId(1), 150).unwrap(), 150);
+        feed(engine, 1, &tokens[..50], Want::None);
+        let span =
+            Span { seq: SeqId(2), pos: 0, tokens: Input::Tokens(&tokens[..7]), want: Want::Last };
+        let error =
+            engine.feed(&[span], &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap_err();
+        assert!(error.to_string().contains("no room for these positions"), "{error}");
+        let lens: Vec<u32> = (0..3).map(|seq| engine.len(SeqId(seq))).collect();
+        assert_eq!(lens, [200, 200, 0]);
+        engine.release(SeqId(0));
+        let row = feed(engine, 2, &tokens[..7], Want::Last);
+        engine.release(SeqId(1));
+        let expected = feed(engine, 3, &tokens[..7], Want::Last);
+        assert_close(&row, &expected, "f16");
+    })
+    .unwrap();
+}
+
+#[test]
+fn quantized_keys_and_values_stay_close() {
+    let tokens = text(32, 64);
+    let rows = |kv_type: &str| {
+        let options = json!({"kv_type": kv_type});
+        try_with(&triage("triage-open"), &context(options), |_, engine| {
+            all_rows(engine, &tokens, 64)
+        })
+        .unwrap()
+    };
+    let exact = rows("f32");
+    let [half, eight, four] = ["f16", "q8_0", "q4_0"].map(|name| difference(&rows(name), &exact));
+    assert!(half < eight && eight < four, "{half} {eight} {four}");
+    assert!(half < 0.05 && four < 5.0, "{half} {four}");
+}
