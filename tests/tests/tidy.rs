@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("weighbridge-stats", &[]),
     ("weighbridge", &["weighbridge-core", "weighbridge-stats"]),
     ("weighbridge-server", &["weighbridge-core"]),
+    ("weighbridge-testkit", &["weighbridge-core"]),
     (
         "weighbridge-cli",
         &[

@@ -94,6 +94,8 @@ pub struct Timings {
     pub decode: Option<Duration>,
     /// Submit to the end.
     pub total: Duration,
+    /// How often the engine's memory was needed for older calls, and this one fed again later.
+    pub n_preemptions: u32,
 }
 
 impl Timings {
@@ -271,6 +273,12 @@ impl Likelihood {
             timings: Timings::default(),
             effective: EffectiveParams::default(),
         }
+    }
+
+    /// `exp(−sum / n)` over the `n` tokens that have a log-probability; `None` without any.
+    pub fn perplexity(&self) -> Option<f64> {
+        let n = self.tokens.iter().filter(|token| token.logprob.is_some()).count();
+        (n > 0).then(|| (-self.sum / n as f64).exp())
     }
 }
 

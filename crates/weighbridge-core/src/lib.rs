@@ -42,7 +42,7 @@ pub use provider::{ModelListing, OpenContext, Probe, Provider, ProviderInfo, che
 pub use registry::{LinkedPlugin, Plugin, Registration, Registry};
 pub use request::{
     ClassifyRequest, Constraint, EmbedRequest, LikelihoodItem, LikelihoodRequest, Reasoning,
-    Request, Sampling,
+    Request, Sampling, Window,
 };
 pub use secret::{NoSecrets, Secret, Secrets};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::{Prompt, RequestOption, TokenId, Tool, ToolChoice};
+use crate::{Error, ErrorKind, Prompt, RequestOption, Result, TokenId, Tool, ToolChoice};
 
 /// How the next token is chosen. `None` leaves a setting to the model's own default, which the
 /// completion's [`EffectiveParams`](crate::EffectiveParams) then name.
@@ -207,12 +207,50 @@ pub struct LikelihoodRequest {
     pub top: u8,
     /// As [`Request::deterministic`].
     pub deterministic: bool,
+    /// Score each item in windows, so that it may be longer than the model's context.
+    pub window: Option<Window>,
 }
 
 impl LikelihoodRequest {
     /// A request without alternatives.
     pub fn new(items: Vec<LikelihoodItem>) -> Self {
-        Self { items, top: 0, deterministic: false }
+        Self { items, top: 0, deterministic: false, window: None }
+    }
+}
+
+/// How a text that is longer than the context is scored: in overlapping windows.
+///
+/// The tokens of context and continuation are numbered from 0. Window `k` has the tokens
+/// `k·stride .. k·stride + n_tokens`; there are as many as are needed to reach the end, and the last
+/// may be shorter. Each scores those of its tokens that belong to the continuation and that no
+/// earlier window had, given all of its own tokens before them. So every token of the continuation is
+/// scored once, and all but those of the first window are conditioned on at least
+/// `n_tokens − stride` and at most `n_tokens − 1` tokens. `stride = n_tokens − 1` is the rolling
+/// log-likelihood of lm-evaluation-harness; smaller strides cost more and condition better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Tokens of a window; at most the model's context.
+    pub n_tokens: u32,
+    /// Tokens from one window's begin to the next one's; at least 1, below `n_tokens`.
+    pub stride: u32,
+}
+
+impl Window {
+    /// Itself, if it can be used with a context of `n_ctx` tokens.
+    ///
+    /// # Errors
+    /// [`InvalidRequest`](crate::ErrorKind::InvalidRequest) naming the value and its bounds.
+    pub fn check(self, n_ctx: u32) -> Result<Self> {
+        if self.stride >= 1 && self.stride < self.n_tokens && self.n_tokens <= n_ctx {
+            return Ok(self);
+        }
+        Err(Error::new(
+            ErrorKind::InvalidRequest,
+            "`window` needs 1 ≤ stride < n_tokens ≤ the context",
+        )
+        .with("n_tokens", self.n_tokens)
+        .with("stride", self.stride)
+        .with("n_ctx", n_ctx))
     }
 }
 

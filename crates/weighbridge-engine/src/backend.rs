@@ -11,13 +11,14 @@ use std::time::Instant;
 use async_trait::async_trait;
 use futures_channel::{mpsc, oneshot};
 use weighbridge_core::{
-    Backend, Capabilities, Completion, EffectiveParams, Error, ErrorKind, Event, EventSink,
-    Likelihood, LikelihoodRequest, ModelCard, OpenContext, Prompt, Request, RequestOption, Result,
-    StopReason, Timings, TokenLogprob, Usage,
+    Backend, Capabilities, Completion, ConstraintKind, EffectiveParams, EmbedRequest, Embedding,
+    Error, ErrorKind, Event, EventSink, Likelihood, LikelihoodRequest, ModelCard, OpenContext,
+    Prompt, Request, RequestOption, Result, StopReason, Timings, TokenLogprob, Usage, Window,
 };
 
+use crate::constraint::ConstraintFactory;
 use crate::generation::Generation;
-use crate::job::{EVENT_BUFFER, Finished, Job, JobEvent, Sequence, Task};
+use crate::job::{self, EVENT_BUFFER, Finished, Job, JobEvent, Sequence, Task};
 use crate::loader::{EngineLoader, TextModel};
 use crate::logits::EngineCaps;
 use crate::options::{EngineOptions, TemplateChoice};
@@ -47,6 +48,7 @@ pub struct LocalBackend {
     card: ModelCard,
     capabilities: Capabilities,
     prompts: PromptEncoder,
+    constraints: ConstraintFactory,
     table: Arc<TokenTable>,
     n_ctx: u32,
     n_vocab: u32,
@@ -112,6 +114,7 @@ impl LocalBackend {
         card.n_ctx.get_or_insert(n_ctx);
         Ok(Self {
             capabilities: capabilities(caps, &options, n_ctx, template.is_some()),
+            constraints: ConstraintFactory::new(Arc::clone(&text.table), Arc::clone(&text.encoder)),
             prompts: PromptEncoder::new(Arc::clone(&text.table), text.encoder, template),
             table: text.table,
             card,
@@ -134,6 +137,18 @@ impl LocalBackend {
         // A sender of its own always has a place, so the queue is as long as there are calls.
         jobs.try_send(job).map_err(|_| self.death.error(&self.options.name))?;
         Ok(JobHandle { events, stop })
+    }
+
+    /// The end of a job that shows nothing on its way.
+    async fn result(&self, mut handle: JobHandle) -> Result<JobEvent> {
+        loop {
+            match handle.events.recv().await {
+                Ok(JobEvent::Event(_)) => {}
+                Ok(JobEvent::Failed(error)) => return Err(error.with("model", &self.card.id)),
+                Ok(end) => return Ok(end),
+                Err(_) => return Err(self.death.error(&self.options.name)),
+            }
+        }
     }
 
     fn overflow(&self, n_prompt: usize, max_tokens: Option<u32>) -> Error {
@@ -178,7 +193,11 @@ impl LocalBackend {
                 Entry::Vacant(new) => new.insert(self.prompts.encode(&item.context, &[])?).clone(),
             };
             let continuation = self.encode_continuation(&item.continuation)?;
-            if context.len() + continuation.len() > self.n_ctx as usize {
+            let n_longest = match request.window {
+                Some(window) => window.check(self.n_ctx)?.n_tokens as usize,
+                None => context.len() + continuation.len(),
+            };
+            if n_longest > self.n_ctx as usize {
                 return Err(self.overflow(context.len(), Some(continuation.len() as u32)));
             }
             items.push((context, continuation));
@@ -239,6 +258,8 @@ impl Backend for LocalBackend {
     async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
+        let constraint =
+            request.constraint.as_ref().map(|c| self.constraints.compile(c)).transpose()?;
         let params = SamplerParams::resolve(&request.sampling, &self.options.default_sampling);
         self.check_bias(&params)?;
         let prompt = self.prompts.encode(&request.prompt, &[])?;
@@ -277,12 +298,15 @@ impl Backend for LocalBackend {
             n_prompt,
             max_tokens,
             request.logprobs,
+            constraint,
             submitted,
-        );
+        )?;
         let mut handle = self.submit(|events| Job {
-            task: Task::Generate(Box::new(generation)),
-            sequence: Sequence::new(prompt, n_prompt - 1),
-            n_positions: (n_prompt as u32).saturating_add(max_tokens),
+            task: Task::Generate {
+                generation: Box::new(generation),
+                sequence: Sequence::new(prompt, n_prompt, n_prompt - 1),
+                n_positions: n_prompt.saturating_add(max_tokens as usize),
+            },
             is_deterministic: request.deterministic,
             stop: Arc::default(),
             events,
@@ -299,7 +323,7 @@ impl Backend for LocalBackend {
                     return Ok(shown.complete(*finished, effective, submitted));
                 }
                 Ok(JobEvent::Failed(error)) => return Err(error.with("model", &self.card.id)),
-                Ok(JobEvent::Scored(_)) | Err(_) => {
+                Ok(JobEvent::Scored(_) | JobEvent::Embedded(_)) | Err(_) => {
                     return Err(self.death.error(&self.options.name));
                 }
             }
@@ -308,45 +332,86 @@ impl Backend for LocalBackend {
 
     async fn log_likelihood(&self, request: &LikelihoodRequest) -> Result<Vec<Likelihood>> {
         let submitted = Instant::now();
-        let items = self.encode_items(request)?;
-        let mut scoring = Scoring::new(items, request.top, &self.table);
-        let mut sequence = Sequence::default();
-        let scored = match scoring.next(&mut sequence)? {
-            Some(scored) => scored,
-            None => {
-                let n_positions = scoring.n_positions() as u32;
-                let mut handle = self.submit(|events| Job {
-                    task: Task::Score(Box::new(scoring)),
-                    sequence,
-                    n_positions,
-                    is_deterministic: request.deterministic,
-                    stop: Arc::default(),
-                    events,
-                })?;
-                loop {
-                    match handle.events.recv().await {
-                        Ok(JobEvent::Scored(scored)) => break scored,
-                        Ok(JobEvent::Failed(error)) => {
-                            return Err(error.with("model", &self.card.id));
-                        }
-                        Ok(_) => {}
-                        Err(_) => return Err(self.death.error(&self.options.name)),
-                    }
-                }
+        let encoded = self.encode_items(request)?;
+        let mut pairs = Vec::new();
+        for (context, continuation) in &encoded {
+            pairs.extend(windows(context, continuation, request.window));
+        }
+        let mut scoring = Scoring::new(pairs, request.top, &self.table);
+        let scored = if scoring.needs_nothing() {
+            scoring.finish()?
+        } else {
+            let handle = self.submit(|events| Job {
+                task: Task::Score(Box::new(scoring)),
+                is_deterministic: request.deterministic,
+                stop: Arc::default(),
+                events,
+            })?;
+            match self.result(handle).await? {
+                JobEvent::Scored(scored) => scored,
+                _ => return Err(self.death.error(&self.options.name)),
             }
         };
         let total = submitted.elapsed();
-        let items = request.items.iter().zip(scored);
-        Ok(items
-            .map(|(item, scored)| {
-                let mut likelihood = Likelihood::new(scored.tokens);
-                likelihood.usage = Usage::new(scored.n_prompt as u64, 0);
-                likelihood.usage.n_cached_tokens = Some(scored.n_cached as u64);
-                likelihood.timings = Timings::total(total);
-                likelihood.effective = self.effective_of_prompt(&item.context);
-                likelihood
-            })
-            .collect())
+        let mut scored = scored.into_iter();
+        let mut likelihoods = Vec::with_capacity(encoded.len());
+        for (item, (context, continuation)) in request.items.iter().zip(&encoded) {
+            let n_windows = windows(context, continuation, request.window).count();
+            let (mut tokens, mut n_cached) = (Vec::new(), 0);
+            for part in scored.by_ref().take(n_windows) {
+                tokens.extend(part.tokens);
+                n_cached += part.n_cached;
+            }
+            let mut likelihood = Likelihood::new(tokens);
+            likelihood.usage = Usage::new((context.len() + continuation.len()) as u64, 0);
+            likelihood.usage.n_cached_tokens = Some(n_cached as u64);
+            likelihood.timings = Timings::total(total);
+            likelihood.effective = self.effective_of_prompt(&item.context);
+            likelihoods.push(likelihood);
+        }
+        Ok(likelihoods)
+    }
+
+    async fn embed(&self, request: &EmbedRequest) -> Result<Vec<Embedding>> {
+        if self.capabilities.embeddings.is_none() {
+            return Err(Error::unsupported("embed", "this model was not opened for embeddings"));
+        }
+        let mut texts = Vec::with_capacity(request.texts.len());
+        for text in &request.texts {
+            let tokens = self.prompts.encode(&Prompt::Text(text.clone()), &[])?;
+            if tokens.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::InvalidRequest,
+                    "an empty text has no embedding; leave it out",
+                ));
+            }
+            if tokens.len() > self.n_ctx as usize {
+                return Err(self.overflow(tokens.len(), None));
+            }
+            texts.push(tokens);
+        }
+        let n_tokens: Vec<u64> = texts.iter().map(|tokens| tokens.len() as u64).collect();
+        let handle = self.submit(|events| Job {
+            task: Task::Embed(job::Embedding { texts, vectors: Vec::new() }),
+            is_deterministic: false,
+            stop: Arc::default(),
+            events,
+        })?;
+        let JobEvent::Embedded(vectors) = self.result(handle).await? else {
+            return Err(self.death.error(&self.options.name));
+        };
+        let embed = |(mut vector, n_tokens): (Vec<f32>, u64)| {
+            if request.normalize {
+                let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                if norm > 0.0 {
+                    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                }
+            }
+            let mut embedding = Embedding::new(vector);
+            embedding.usage = Usage::new(n_tokens, 0);
+            embedding
+        };
+        Ok(vectors.into_iter().zip(n_tokens).map(embed).collect())
     }
 
     async fn count_tokens(&self, prompt: &Prompt) -> Result<u64> {
@@ -362,6 +427,30 @@ impl Backend for LocalBackend {
         }
         Ok(())
     }
+}
+
+/// The windows of a text as contexts and continuations; see [`Window`].
+fn windows(
+    context: &[u32],
+    continuation: &[u32],
+    window: Option<Window>,
+) -> impl Iterator<Item = (Vec<u32>, Vec<u32>)> {
+    let n_all = context.len() + continuation.len();
+    let (n_window, stride) = match window {
+        Some(window) => (window.n_tokens as usize, window.stride as usize),
+        None => (n_all, 1),
+    };
+    let text = [context, continuation].concat();
+    let n_context = context.len();
+    let n_windows = 1 + n_all.saturating_sub(n_window).div_ceil(stride);
+    (0..n_windows).filter_map(move |k| {
+        let start = k * stride;
+        let end = n_all.min(start + n_window);
+        let first = if k == 0 { 0 } else { start - stride + n_window }.max(n_context);
+        // A window that lies in the context scores nothing; the only one of an empty text does.
+        (first < end || n_windows == 1)
+            .then(|| (text[start..first].to_vec(), text[first..end].to_vec()))
+    })
 }
 
 /// The caller's end of a job. Dropping it is the hard cancel.
@@ -470,6 +559,7 @@ fn capabilities(
         RequestOption::Stop,
         RequestOption::MaxTokens,
         RequestOption::Logprobs,
+        RequestOption::Constraint,
         RequestOption::Deterministic,
         RequestOption::TextPrompt,
         RequestOption::TokenPrompt,
@@ -481,6 +571,13 @@ fn capabilities(
     capabilities.max_concurrency = Some(caps.max_seqs.min(options.max_concurrency).max(1));
     capabilities.max_top_logprobs = u8::MAX;
     capabilities.prompt_logprobs = true;
+    capabilities.embeddings = caps.n_embd_output;
+    capabilities.constraints = vec![
+        ConstraintKind::JsonSchema,
+        ConstraintKind::Regex,
+        ConstraintKind::Lark,
+        ConstraintKind::Choice,
+    ];
     capabilities.count_tokens = true;
     capabilities
 }

@@ -1,4 +1,4 @@
-//! What travels between callers and the engine's thread, and a job's life on that thread.
+//! What travels between callers and the engine's thread, and a call's life on that thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_channel::mpsc;
-use weighbridge_core::{Error, Event, StopReason, Timings, Usage};
+use weighbridge_core::{Error, ErrorKind, Event, Result, StopReason, Timings, Usage};
 
 use crate::generation::Generation;
 use crate::scoring::{Scored, Scoring};
@@ -21,11 +21,7 @@ pub(crate) const EVENT_BUFFER: usize = 64;
 pub(crate) struct Job {
     /// What to do.
     pub(crate) task: Task,
-    /// What is fed first.
-    pub(crate) sequence: Sequence,
-    /// Positions the job may come to fill.
-    pub(crate) n_positions: u32,
-    /// Alone in its feeds, with fixed chunks, without prefix reuse.
+    /// Alone on the engine, with fixed chunks, without prefix reuse.
     pub(crate) is_deterministic: bool,
     /// Asks for an orderly end.
     pub(crate) stop: Arc<AtomicBool>,
@@ -33,16 +29,34 @@ pub(crate) struct Job {
     pub(crate) events: mpsc::Sender<JobEvent>,
 }
 
-/// What a job does with the rows it gets.
+/// What a job is.
 #[derive(Debug)]
 pub(crate) enum Task {
     /// Continues a prompt.
-    Generate(Box<Generation>),
+    Generate {
+        /// What happens with the rows.
+        generation: Box<Generation>,
+        /// The prompt.
+        sequence: Sequence,
+        /// Positions that it may come to fill.
+        n_positions: usize,
+    },
     /// Scores continuations.
     Score(Box<Scoring>),
+    /// Embeds texts.
+    Embed(Embedding),
 }
 
-/// What comes back; the last three end the job.
+/// Texts to be embedded, one by one.
+#[derive(Debug)]
+pub(crate) struct Embedding {
+    /// The tokens of each.
+    pub(crate) texts: Vec<Vec<u32>>,
+    /// The vectors of the first of them.
+    pub(crate) vectors: Vec<Vec<f32>>,
+}
+
+/// What comes back; all but the first end the job.
 #[derive(Debug)]
 pub(crate) enum JobEvent {
     /// Something to be shown.
@@ -51,6 +65,8 @@ pub(crate) enum JobEvent {
     Generated(Box<Finished>),
     /// All continuations are scored.
     Scored(Vec<Scored>),
+    /// All texts are embedded.
+    Embedded(Vec<Vec<f32>>),
     /// It failed.
     Failed(Error),
 }
@@ -76,14 +92,13 @@ pub(crate) struct Sequence {
     pub(crate) n_fed: usize,
     /// The row after this token and every later one is wanted.
     pub(crate) first_row: usize,
-    /// The tokens were replaced: the slot has to be cut back to what they share.
-    pub(crate) is_new: bool,
 }
 
 impl Sequence {
-    /// Nothing fed; the rows from the one after token `first_row` are wanted.
-    pub(crate) fn new(tokens: Vec<u32>, first_row: usize) -> Self {
-        Self { n_prompt: tokens.len(), tokens, n_fed: 0, first_row, is_new: true }
+    /// Nothing fed; the first `n_prompt` tokens are the prompt, and the rows from the one after token
+    /// `first_row` are wanted.
+    pub(crate) fn new(tokens: Vec<u32>, n_prompt: usize, first_row: usize) -> Self {
+        Self { tokens, n_prompt, n_fed: 0, first_row }
     }
 
     /// Tokens still to be fed.
@@ -91,48 +106,70 @@ impl Sequence {
         self.tokens.len() - self.n_fed
     }
 
-    /// Only the token that was drawn last is to be fed.
+    /// The prompt is fed.
     pub(crate) fn is_decoding(&self) -> bool {
-        self.n_left() == 1 && self.n_fed >= self.n_prompt
+        self.n_fed >= self.n_prompt
     }
 }
 
-/// Whether a job's caller takes its events.
+/// Whether a call's caller takes its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
     /// All are delivered.
     Clear,
-    /// The caller is behind: the sequence waits.
+    /// The caller is behind: the call waits.
     Behind,
     /// The caller is gone.
     Gone,
 }
 
-/// A job on the engine's thread: waiting, in a slot, or delivering its end.
+/// A call on the engine's thread.
 #[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) job: Job,
-    pub(crate) outbox: VecDeque<JobEvent>,
+pub(crate) struct Call {
+    pub(crate) task: CallTask,
+    pub(crate) is_deterministic: bool,
+    stop: Arc<AtomicBool>,
+    events: mpsc::Sender<JobEvent>,
+    outbox: VecDeque<JobEvent>,
     /// Since when the caller is behind.
     pub(crate) behind_since: Option<Instant>,
-    /// The next feed is this job's alone: it was part of a feed that failed.
-    pub(crate) is_suspect: bool,
     /// Its end is in the outbox.
     pub(crate) is_done: bool,
 }
 
-impl Running {
-    pub(crate) fn new(job: Job) -> Self {
-        Self { job, outbox: VecDeque::new(), behind_since: None, is_suspect: false, is_done: false }
+/// What a call does with what its sequences give.
+#[derive(Debug)]
+pub(crate) enum CallTask {
+    Generate(Box<Generation>),
+    Score(Box<Scoring>),
+    Embed(Embedding),
+}
+
+impl Call {
+    pub(crate) fn new(
+        task: CallTask,
+        is_deterministic: bool,
+        stop: Arc<AtomicBool>,
+        events: mpsc::Sender<JobEvent>,
+    ) -> Self {
+        Self {
+            task,
+            is_deterministic,
+            stop,
+            events,
+            outbox: VecDeque::new(),
+            behind_since: None,
+            is_done: false,
+        }
     }
 
     /// Hands over what the caller takes. Registers `cx` where the caller is behind.
     pub(crate) fn deliver(&mut self, cx: &mut Context<'_>, now: Instant) -> Delivery {
-        if self.job.events.is_closed() {
+        if self.events.is_closed() {
             return Delivery::Gone;
         }
         while !self.outbox.is_empty() {
-            match self.job.events.poll_ready(cx) {
+            match self.events.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Delivery::Gone,
                 Poll::Pending => {
@@ -141,7 +178,7 @@ impl Running {
                 }
             }
             if let Some(event) = self.outbox.pop_front()
-                && self.job.events.start_send(event).is_err()
+                && self.events.start_send(event).is_err()
             {
                 return Delivery::Gone;
             }
@@ -150,79 +187,67 @@ impl Running {
         Delivery::Clear
     }
 
-    /// Whether it can be fed now.
-    pub(crate) fn is_runnable(&self) -> bool {
-        !self.is_done && self.outbox.is_empty() && self.job.sequence.n_left() > 0
-    }
-
-    /// Whether no other sequence may be in its feeds.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.is_suspect || self.job.is_deterministic
+    /// Whether its sequences may be fed: the caller is not behind.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_done && self.outbox.is_empty()
     }
 
     /// Ends in an orderly way if the caller asked for it.
     pub(crate) fn obey_stop(&mut self) {
-        if !self.is_done && self.job.stop.load(Ordering::Relaxed) {
-            match &mut self.job.task {
-                Task::Generate(generation) => {
-                    generation.end(StopReason::Cancelled, None, &mut self.outbox);
-                    self.is_done = true;
-                }
-                Task::Score(_) => {
-                    self.fail(Error::new(weighbridge_core::ErrorKind::Cancelled, "cancelled"));
-                }
-            }
-        }
-    }
-
-    /// Takes a row of logits, the one after the token at `position`.
-    pub(crate) fn take_row(&mut self, position: u32, logits: &[f32], table: &TokenTable) {
-        if self.is_done || (position as usize) < self.job.sequence.first_row {
+        if self.is_done || !self.stop.load(Ordering::Relaxed) {
             return;
         }
-        let result = match &mut self.job.task {
-            Task::Generate(generation) => generation.take_row(
-                position,
-                logits,
-                table,
-                &mut self.job.sequence,
-                &mut self.outbox,
-            ),
-            Task::Score(scoring) => scoring.take_row(position, logits, table).map(|()| false),
-        };
-        match result {
-            Ok(is_done) => self.is_done = is_done,
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// Goes on after a feed that succeeded.
-    pub(crate) fn after_feed(&mut self) {
-        if self.is_done {
-            return;
-        }
-        match &mut self.job.task {
-            Task::Generate(generation) => {
-                generation.after_feed(&self.job.sequence, &mut self.outbox);
+        match &mut self.task {
+            CallTask::Generate(generation) => {
+                generation.end(StopReason::Cancelled, None, &mut self.outbox);
+                self.is_done = true;
             }
-            Task::Score(scoring) => {
-                if self.job.sequence.n_left() == 0 {
-                    match scoring.next(&mut self.job.sequence) {
-                        Ok(None) => {}
-                        Ok(Some(scored)) => {
-                            self.outbox.push_back(JobEvent::Scored(scored));
-                            self.is_done = true;
-                        }
-                        Err(error) => self.fail(error),
-                    }
-                }
+            CallTask::Score(_) | CallTask::Embed(_) => {
+                self.fail(Error::new(ErrorKind::Cancelled, "cancelled"));
             }
         }
     }
 
-    /// Ends with an error.
-    pub(crate) fn fail(&mut self, error: Error) {
-        self.outbox.push_back(JobEvent::Failed(error));
+    /// Draws from a row of a generation.
+    pub(crate) fn take_row(
+        &mut self,
+        position: u32,
+        logits: &[f32],
+        table: &TokenTable,
+        sequence: &mut Sequence,
+    ) -> Result<()> {
+        if let Some((generation, outbox)) = self.generation() {
+            self.is_done = generation.take_row(position, logits, table, sequence, outbox)?;
+        }
+        Ok(())
+    }
+
+    /// The generation and where its events go, if it is one that goes on.
+    pub(crate) fn generation(&mut self) -> Option<(&mut Generation, &mut VecDeque<JobEvent>)> {
+        match &mut self.task {
+            CallTask::Generate(generation) if !self.is_done => Some((generation, &mut self.outbox)),
+            _ => None,
+        }
+    }
+
+    /// The scoring, if it is one that goes on.
+    pub(crate) fn scoring(&mut self) -> Option<&mut Scoring> {
+        match &mut self.task {
+            CallTask::Score(scoring) if !self.is_done => Some(scoring),
+            _ => None,
+        }
+    }
+
+    /// Ends with a result.
+    pub(crate) fn end(&mut self, event: JobEvent) {
+        self.outbox.push_back(event);
         self.is_done = true;
+    }
+
+    /// Ends with an error, unless it ended before.
+    pub(crate) fn fail(&mut self, error: Error) {
+        if !self.is_done {
+            self.end(JobEvent::Failed(error));
+        }
     }
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod constraint;
 pub mod detokenizer;
 pub mod loader;
 pub mod logits;
@@ -13,7 +14,6 @@ pub mod tokens;
 pub mod toy;
 
 mod backend;
-mod chunk;
 mod generation;
 mod job;
 mod options;

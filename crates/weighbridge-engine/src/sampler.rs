@@ -4,7 +4,8 @@
 //! All arithmetic is f64 on the engine's f32 row.
 //!
 //! 1. **Mask**: ids without a token ([`TokenKind::Unused`](crate::tokens::TokenKind) and everything
-//!    beyond the table) are out, always; then what a constraint forbids.
+//!    beyond the table) are out, always; then what a constraint forbids. A mask that allows one id
+//!    ends here: it is taken without a random number, whatever its logit is, unless it is banned.
 //! 2. **Penalties**: repetition (of prompt and completion: positive logits are divided, others
 //!    multiplied), then frequency (per occurrence in the completion) and presence (once), subtracted.
 //! 3. **Logit bias** is added; −∞ bans a token.
@@ -131,6 +132,24 @@ impl TokenMask {
         }
     }
 
+    /// Allows exactly the ids of a bit set, lowest bit first; ids beyond the mask stay forbidden.
+    pub(crate) fn set_words(&mut self, bits: &[u32]) {
+        let mut pairs = bits.chunks(2);
+        for word in &mut self.words {
+            let pair = pairs.next().unwrap_or_default();
+            let half = |index: usize| u64::from(pair.get(index).copied().unwrap_or(0));
+            *word = half(0) | half(1) << 32;
+        }
+    }
+
+    /// The only id that is allowed.
+    pub fn only(&self) -> Option<u32> {
+        let mut words = self.words.iter().enumerate().filter(|(_, word)| **word != 0);
+        let (index, word) = words.next()?;
+        let is_only = word.is_power_of_two() && words.next().is_none();
+        is_only.then(|| index as u32 * 64 + word.trailing_zeros())
+    }
+
     /// Whether an id is allowed.
     pub fn allows(&self, id: u32) -> bool {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
@@ -173,18 +192,57 @@ impl Sampler {
         table: &TokenTable,
         mask: Option<&TokenMask>,
     ) -> Result<u32> {
-        check_row(logits, position)?;
+        let max = check_row(logits, position)?;
+        if let Some(id) = self.shortcut(logits, max, table, mask) {
+            *self.seen.entry(id).or_insert(0) += 1;
+            return Ok(id);
+        }
+        if let Some(id) = mask.and_then(TokenMask::only) {
+            self.force(id, position, table)?;
+            return Ok(id);
+        }
         self.fill(logits, table, mask);
-        let Some((best, max)) = self.best() else {
-            return Err(Error::new(
-                ErrorKind::Constraint,
-                "no token is left after mask, bans and unused ids",
-            )
-            .with("position", position));
-        };
+        let Some((best, max)) = self.best() else { return Err(none_left(position)) };
         let id = if self.params.temperature == 0.0 { best } else { self.draw(max) };
         *self.seen.entry(id).or_insert(0) += 1;
         Ok(id)
+    }
+
+    /// The token with the highest logit, where nothing changes that it is the one: a pass over the row
+    /// instead of a list of candidates.
+    fn shortcut(
+        &self,
+        logits: &[f32],
+        max: f64,
+        table: &TokenTable,
+        mask: Option<&TokenMask>,
+    ) -> Option<u32> {
+        let p = &self.params;
+        let is_plain = p.temperature == 0.0
+            && p.repetition_penalty == 1.0
+            && p.frequency_penalty == 0.0
+            && p.presence_penalty == 0.0;
+        // A bias that only bans changes nothing for others.
+        let only_bans = p.logit_bias.iter().all(|(_, bias)| *bias == f32::NEG_INFINITY);
+        if !is_plain || !only_bans || mask.is_some() {
+            return None;
+        }
+        let best = logits.iter().position(|logit| f64::from(*logit) == max)? as u32;
+        let is_banned = p.logit_bias.iter().any(|(banned, _)| *banned == best);
+        (!is_banned && table.kind(best) != TokenKind::Unused).then_some(best)
+    }
+
+    /// Takes a token that leaves no choice and counts it for the penalties.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Constraint`] if the token is banned, or if the id has none.
+    pub fn force(&mut self, id: u32, position: u32, table: &TokenTable) -> Result<()> {
+        let is_ban = |(banned, bias): &(u32, f32)| *banned == id && *bias == f32::NEG_INFINITY;
+        if table.kind(id) == TokenKind::Unused || self.params.logit_bias.iter().any(is_ban) {
+            return Err(none_left(position).with("token_id", id));
+        }
+        *self.seen.entry(id).or_insert(0) += 1;
+        Ok(())
     }
 
     /// Mask, penalties, bias: what is left, in order of ids.
@@ -276,4 +334,9 @@ impl Sampler {
         let last = candidates.iter().rev().find(|c| c.1 > 0.0);
         drawn.or(last).map_or(0, |c| c.0)
     }
+}
+
+fn none_left(position: u32) -> Error {
+    Error::new(ErrorKind::Constraint, "no token is left after mask, bans and unused ids")
+        .with("position", position)
 }

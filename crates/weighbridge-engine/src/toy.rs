@@ -10,8 +10,10 @@
 //! further: after `a` comes `dgjmpsvy.ehk…`.
 //!
 //! Every sequence keeps its tokens, which is all the state that a bigram model needs, and a running
-//! checksum of them stands for the KV cache: a row is refused if it does not belong to the tokens.
+//! checksum of them stands for the KV cache: a row is refused if it does not belong to the tokens. Each
+//! token fills a numbered cell, so the engine knows exactly when its memory is full.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -161,19 +163,35 @@ impl EngineLoader for ToyLoader {
 pub struct ToyEngine {
     options: ToyOptions,
     counters: ToyCounters,
-    /// Tokens and checksum of every sequence.
-    sequences: Vec<(Vec<u32>, u64)>,
+    sequences: Vec<ToySequence>,
+    /// Cells of the KV cache that were ever filled.
+    n_cells: u64,
+}
+
+/// What a sequence holds.
+#[derive(Clone, Debug, Default)]
+struct ToySequence {
+    held: Vec<u32>,
+    checksum: u64,
+    /// The cell of each token; forks that share memory have the same ones.
+    cells: Vec<u64>,
 }
 
 impl ToyEngine {
     /// An engine with empty sequences.
     pub fn new(options: ToyOptions, counters: ToyCounters) -> Self {
         counters.n_live.fetch_add(1, Ordering::SeqCst);
-        let sequences = vec![(Vec::new(), 0); options.caps.max_seqs as usize];
-        Self { options, counters, sequences }
+        let sequences = vec![ToySequence::default(); options.caps.max_seqs as usize];
+        Self { options, counters, sequences, n_cells: 0 }
     }
 
-    fn sequence(&mut self, seq: SeqId) -> Result<&mut (Vec<u32>, u64)> {
+    /// Cells of the KV cache that some sequence uses.
+    fn n_cells_used(&self) -> usize {
+        let cells = self.sequences.iter().flat_map(|sequence| &sequence.cells);
+        cells.collect::<HashSet<_>>().len()
+    }
+
+    fn sequence(&mut self, seq: SeqId) -> Result<&mut ToySequence> {
         self.sequences
             .get_mut(seq.0 as usize)
             .ok_or_else(|| Error::new(ErrorKind::Engine, "no such sequence").with("seq", seq.0))
@@ -219,10 +237,15 @@ impl LogitsEngine for ToyEngine {
             return error("only the last row can be had");
         }
         let (n_vocab, n_ctx, nan_from) = (caps.n_vocab, caps.ctx_per_seq, self.options.nan_from);
+        if self.n_cells_used() + n_tokens > self.options.caps.ctx_total as usize {
+            return error("the KV cache is full");
+        }
         for (span_idx, span) in spans.iter().enumerate() {
             std::thread::sleep(self.options.delay_per_token * span.len() as u32);
             let Input::Tokens(tokens) = span.tokens else { return error("tokens only") };
-            let (held, checksum) = self.sequence(span.seq)?;
+            let first_cell = self.n_cells;
+            self.n_cells += tokens.len() as u64;
+            let ToySequence { held, checksum, cells } = self.sequence(span.seq)?;
             if span.pos as usize != held.len() {
                 return error("the span does not begin where the sequence ends");
             }
@@ -234,6 +257,7 @@ impl LogitsEngine for ToyEngine {
                     return error("no such token");
                 }
                 held.push(token);
+                cells.push(first_cell + index as u64);
                 *checksum = mix(*checksum, token);
                 if index >= span.want.first(tokens.len()) {
                     let position = span.pos + index as u32;
@@ -252,7 +276,7 @@ impl LogitsEngine for ToyEngine {
     }
 
     fn len(&self, seq: SeqId) -> u32 {
-        self.sequences.get(seq.0 as usize).map_or(0, |(held, _)| held.len() as u32)
+        self.sequences.get(seq.0 as usize).map_or(0, |sequence| sequence.held.len() as u32)
     }
 
     fn truncate(&mut self, seq: SeqId, len: u32) -> Result<u32> {
@@ -263,8 +287,9 @@ impl LogitsEngine for ToyEngine {
             Truncate::Last(n) if now - len <= n => len,
             Truncate::Last(_) | Truncate::No => 0,
         };
-        let (held, checksum) = self.sequence(seq)?;
+        let ToySequence { held, checksum, cells } = self.sequence(seq)?;
         held.truncate(kept as usize);
+        cells.truncate(kept as usize);
         *checksum = held.iter().fold(0, |sum, &token| mix(sum, token));
         Ok(kept)
     }
@@ -273,14 +298,24 @@ impl LogitsEngine for ToyEngine {
         if self.options.caps.fork == Fork::No {
             return Err(Error::unsupported("fork", "this toy was told not to"));
         }
-        let copy = self.sequence(from)?.clone();
+        let mut copy = self.sequence(from)?.clone();
+        if self.options.caps.fork == Fork::Copy {
+            let n_cells = copy.cells.len() as u64;
+            copy.cells = (self.n_cells..self.n_cells + n_cells).collect();
+            self.n_cells += n_cells;
+        }
         *self.sequence(to)? = copy;
-        self.truncate(to, len)
+        let kept = self.truncate(to, len)?;
+        if self.n_cells_used() > self.options.caps.ctx_total as usize {
+            self.release(to);
+            return Err(Error::new(ErrorKind::Engine, "the KV cache is full"));
+        }
+        Ok(kept)
     }
 
     fn release(&mut self, seq: SeqId) {
         if let Some(sequence) = self.sequences.get_mut(seq.0 as usize) {
-            *sequence = (Vec::new(), 0);
+            *sequence = ToySequence::default();
         }
     }
 }

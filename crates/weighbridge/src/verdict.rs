@@ -227,6 +227,9 @@ fn decide(
             comparison.n_withheld
         );
     }
+    if comparison.agreement.is_same_weights {
+        sentence += &same_weights(comparison, current, challenger);
+    }
     let slices = if action == Action::Hybrid { good } else { Vec::new() };
     Verdict {
         action,
@@ -237,6 +240,44 @@ fn decide(
         axes: axes(comparison, current, challenger, &gains, action),
         next: next_step(action, evidence.cause, comparison),
     }
+}
+
+/// That two candidates are one model, so that nobody reads the verdict as one on two models.
+fn same_weights(
+    comparison: &Comparison,
+    current: &CandidateReport,
+    challenger: &CandidateReport,
+) -> String {
+    let engine = |c: &CandidateReport| match &c.card.engine {
+        Some(engine) => engine.name.clone(),
+        None => c.card.provider.clone(),
+    };
+    let shown = |c: &CandidateReport| match &c.card.quantization {
+        Some(quantization) => format!("{} {quantization}", engine(c)),
+        None => engine(c),
+    };
+    let place = match engine(current) == engine(challenger) {
+        true => "two set-ups",
+        false => "two engines",
+    };
+    let agreement = &comparison.agreement;
+    let mut text = format!(
+        " These are the same weights in {place} ({}; {})",
+        shown(current),
+        shown(challenger)
+    );
+    text += &match agreement.n_both_answered {
+        0 => ".".to_owned(),
+        n => format!(
+            ": {} of {} answers are the same.",
+            crate::compare::grouped(agreement.n_same_answer),
+            crate::compare::grouped(n)
+        ),
+    };
+    if matches!(comparison.evidence.kind, EvidenceKind::Better | EvidenceKind::Worse) {
+        text += " Look first for what differs: precision, chat template, tokenizer, settings.";
+    }
+    text
 }
 
 fn slices_of(comparison: &Comparison, wanted: SliceFinding) -> Vec<String> {

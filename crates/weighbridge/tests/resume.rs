@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use weighbridge::report::Report;
 use weighbridge::{
-    Backend, Capabilities, Completion, Environment, Error, ErrorKind, EventSink, ModelCard,
-    ModelListing, ModelRef, OpenContext, Placement, Plan, Plugin, Probe, Prompt, Provider,
-    ProviderInfo, Registry, Request, RequestOption, Result, Retry, Start, StopReason, Unobserved,
-    Usage, Weights, async_trait, evaluate, run, suite,
+    Environment, ErrorKind, Placement, Plan, Plugin, Registry, Result, Retry, Start, Unobserved,
+    Usage, evaluate, run, suite,
 };
+use weighbridge_testkit::{Scripted, ScriptedProvider, Step};
 
 /// What is wrong with a model; each model is right where nothing is.
 #[derive(Clone, Copy, Debug)]
@@ -32,98 +31,45 @@ enum Fault {
     Crash(&'static str),
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    faults: Mutex<BTreeMap<&'static str, Fault>>,
-    /// Calls per model and prompt.
-    calls: Mutex<BTreeMap<(String, String), u32>>,
+type Faults = Arc<Mutex<BTreeMap<&'static str, Fault>>>;
+
+/// A model that is right but for its fault.
+fn model(id: &'static str, placement: Placement, faults: &Faults) -> Arc<Scripted> {
+    let faults = Arc::clone(faults);
+    Scripted::with_script(id, placement, move |prompt, _| {
+        let fault = faults.lock().unwrap().get(id).copied();
+        fault.and_then(|fault| fault.steps(prompt)).unwrap_or_else(|| {
+            vec![Step::Use(Usage::new(100, 10)), Step::say(prompt.replace('q', "a"))]
+        })
+    })
 }
 
-#[derive(Debug)]
-struct Scripted {
-    card: ModelCard,
-    capabilities: Capabilities,
-    shared: Arc<Shared>,
-}
-
-#[async_trait]
-impl Backend for Scripted {
-    fn card(&self) -> &ModelCard {
-        &self.card
-    }
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
-    async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
-        let Prompt::Chat(messages) = &request.prompt else { panic!("suites send chats") };
-        let prompt = messages.last().unwrap().text();
-        let key = (self.card.id.clone(), prompt.clone());
-        *self.shared.calls.lock().unwrap().entry(key).or_default() += 1;
-        let fault = self.shared.faults.lock().unwrap().get(self.card.id.as_str()).copied();
-        let error = |kind, message: &'static str| Err(Error::new(kind, message));
-        match fault {
-            Some(Fault::Key) => return error(ErrorKind::Auth, "the key is wrong"),
-            Some(Fault::NoSuchModel) => return error(ErrorKind::NotFound, "no such model"),
-            Some(Fault::BadRequest) => return error(ErrorKind::InvalidRequest, "no such option"),
-            Some(Fault::Engine) => return error(ErrorKind::Engine, "out of memory"),
-            Some(Fault::EngineOn(dies)) if dies(&prompt) => {
-                return error(ErrorKind::Engine, "out of memory");
+impl Fault {
+    /// What the model does instead of an answer to this prompt, if the fault strikes.
+    fn steps(self, prompt: &str) -> Option<Vec<Step>> {
+        let fail = |kind, message| Some(vec![Step::Fail(kind, message, None)]);
+        match self {
+            Self::Key => fail(ErrorKind::Auth, "the key is wrong"),
+            Self::NoSuchModel => fail(ErrorKind::NotFound, "no such model"),
+            Self::BadRequest => fail(ErrorKind::InvalidRequest, "no such option"),
+            Self::Engine => fail(ErrorKind::Engine, "out of memory"),
+            Self::EngineOn(dies) if dies(prompt) => fail(ErrorKind::Engine, "out of memory"),
+            Self::ComeBackLater => {
+                let retry = Retry::Safe { after: Some(Duration::from_secs(3600)) };
+                Some(vec![Step::Fail(ErrorKind::RateLimited, "come back later", Some(retry))])
             }
-            Some(Fault::ComeBackLater) => {
-                let after = Some(Duration::from_secs(3600));
-                let error = Error::new(ErrorKind::RateLimited, "come back later");
-                return Err(error.with_retry(Retry::Safe { after }));
+            Self::CutAfterContent(at) if at == prompt => {
+                let cut =
+                    Step::Fail(ErrorKind::Truncated, "the stream ended early", Some(Retry::Never));
+                Some(vec![Step::say("a"), cut])
             }
-            Some(Fault::CutAfterContent(at)) if at == prompt => {
-                let _ = sink.push(weighbridge::Event::Text("a".into()));
-                let error = Error::new(ErrorKind::Truncated, "the stream ended early");
-                return Err(error.with_retry(Retry::Never));
+            Self::Overloaded(at) if at == prompt => {
+                let retry = Retry::Safe { after: None };
+                Some(vec![Step::Fail(ErrorKind::Overloaded, "busy", Some(retry))])
             }
-            Some(Fault::Overloaded(at)) if at == prompt => {
-                let error = Error::new(ErrorKind::Overloaded, "busy");
-                return Err(error.with_retry(Retry::Safe { after: None }));
-            }
-            Some(Fault::Crash(at)) if at == prompt => panic!("the process died"),
-            _ => {}
+            Self::Crash(at) if at == prompt => panic!("the process died"),
+            _ => None,
         }
-        let mut completion = Completion::new(prompt.replace('q', "a"), StopReason::Stop);
-        completion.usage = Usage::new(100, 10);
-        let _ = sink.push(weighbridge::Event::Text(completion.text.as_str().into()));
-        Ok(completion)
-    }
-}
-
-#[derive(Debug)]
-struct ScriptedProvider(Arc<Shared>);
-
-#[async_trait]
-impl Provider for ScriptedProvider {
-    fn id(&self) -> &str {
-        "scripted"
-    }
-    fn describe(&self) -> ProviderInfo {
-        ProviderInfo::new("scripted models", "near or far")
-    }
-    async fn probe(&self, _: &ModelRef, _: &OpenContext) -> Probe {
-        Probe::Yes
-    }
-    async fn list(&self, _: &OpenContext) -> Result<Vec<ModelListing>> {
-        Ok(Vec::new())
-    }
-    async fn open(&self, model: &ModelRef, _: &OpenContext) -> Result<Arc<dyn Backend>> {
-        let placement = match model.location.as_str() {
-            "far" => Placement::Network { host: "api.example".into() },
-            _ => Placement::InProcess,
-        };
-        Ok(Arc::new(Scripted {
-            card: ModelCard::new(model.location.as_str(), "scripted", Weights::Open, placement),
-            capabilities: Capabilities::none().with_options([
-                RequestOption::ChatPrompt,
-                RequestOption::Temperature,
-                RequestOption::MaxTokens,
-            ]),
-            shared: Arc::clone(&self.0),
-        }))
     }
 }
 
@@ -133,7 +79,9 @@ const PRICE: &str = "price = { input_per_million = 1000.0, output_per_million = 
 
 struct Bench {
     dir: tempfile::TempDir,
-    shared: Arc<Shared>,
+    faults: Faults,
+    near: Arc<Scripted>,
+    far: Arc<Scripted>,
 }
 
 impl Bench {
@@ -145,24 +93,29 @@ impl Bench {
             writeln!(data, r#"{{"id":"s{i}","q":"q{i}","a":"a{i}","secret":{secret}}}"#).unwrap();
         }
         std::fs::write(dir.path().join("data.jsonl"), data).unwrap();
-        Self { dir, shared: Arc::default() }
+        let faults = Faults::default();
+        let near = model("near", Placement::InProcess, &faults);
+        let far = model("far", Placement::Network { host: "api.example".into() }, &faults);
+        Self { dir, faults, near, far }
     }
 
     fn set(&self, model: &'static str, fault: impl Into<Option<Fault>>) {
-        let mut faults = self.shared.faults.lock().unwrap();
+        let mut faults = self.faults.lock().unwrap();
         match fault.into() {
             Some(fault) => faults.insert(model, fault),
             None => faults.remove(model),
         };
     }
 
-    fn n_calls(&self, model: &str, prompt: &str) -> u32 {
-        let calls = self.shared.calls.lock().unwrap();
-        calls.get(&(model.to_owned(), prompt.to_owned())).copied().unwrap_or(0)
+    fn n_calls(&self, model: &str, prompt: &str) -> usize {
+        match model {
+            "near" => self.near.n_asked(prompt),
+            _ => self.far.n_asked(prompt),
+        }
     }
 
-    fn n_all_calls(&self) -> u32 {
-        self.shared.calls.lock().unwrap().values().sum()
+    fn n_all_calls(&self) -> usize {
+        self.near.requests().len() + self.far.requests().len()
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -170,8 +123,8 @@ impl Bench {
     }
 
     fn plan(&self, text: &str) -> Result<Plan> {
-        let plugin =
-            Plugin::new("scripted", "1").provider(ScriptedProvider(Arc::clone(&self.shared)));
+        let models = [Arc::clone(&self.near), Arc::clone(&self.far)];
+        let plugin = Plugin::new("scripted", "1").provider(ScriptedProvider::new(models));
         let registry = Registry::new([weighbridge::evaluators::plugin(), plugin]).unwrap();
         let suite = suite::read_str(text, self.dir.path(), "suite.toml")?;
         Plan::prepare(suite, &Environment::new(registry))
@@ -263,7 +216,7 @@ fn a_cut_stream_is_not_sent_again_until_a_resume() {
     let second = bench.eval(&text(""), &resume()).unwrap();
     assert!(all_ok(&second) && second.log_root.is_some());
     assert_eq!(bench.n_calls("far", "q7"), 2);
-    assert_eq!(u64::from(bench.n_all_calls()), 2 * N + 1);
+    assert_eq!(bench.n_all_calls() as u64, 2 * N + 1);
 }
 
 #[test]

@@ -1,151 +1,69 @@
 //! Whole runs over scripted models: what is asked, what is kept, what follows.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use weighbridge::compare::Cause;
 use weighbridge::report::{ControlResult, Report};
 use weighbridge::verdict::Action;
 use weighbridge::{
-    Backend, Capabilities, Completion, Environment, Error, ErrorKind, Evaluation, EventSink,
-    ModelCard, ModelListing, ModelRef, OpenContext, Placement, Plan, Plugin, Probe, Prompt,
-    Provider, ProviderInfo, Registry, Request, RequestOption, Result, Retry, Start, StopReason,
-    Unobserved, Usage, Weights, async_trait, evaluate, suite,
+    Environment, ErrorKind, Evaluation, Placement, Plan, Plugin, Registry, Result, Retry, Start,
+    Unobserved, Usage, evaluate, suite,
 };
+use weighbridge_testkit::{Scripted, ScriptedProvider, Step};
 
 /// What a scripted model does with the `n`-th call (from 0) about a prompt.
-type Script = fn(prompt: &str, n: u32) -> Result<Completion>;
-
-#[derive(Debug, Default)]
-struct Witness(Mutex<BTreeMap<String, u32>>);
-
-impl Witness {
-    fn n_calls(&self) -> u32 {
-        self.0.lock().unwrap().values().sum()
-    }
-}
-
-#[derive(Debug)]
-struct Scripted {
-    card: ModelCard,
-    capabilities: Capabilities,
-    script: Script,
-    witness: Arc<Witness>,
-}
-
-#[async_trait]
-impl Backend for Scripted {
-    fn card(&self) -> &ModelCard {
-        &self.card
-    }
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
-    async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
-        let Prompt::Chat(messages) = &request.prompt else { panic!("suites send chats") };
-        let prompt = messages.last().unwrap().text();
-        let n = {
-            let mut calls = self.witness.0.lock().unwrap();
-            let n = calls.entry(prompt.clone()).or_default();
-            *n += 1;
-            *n - 1
-        };
-        let mut completion = (self.script)(&prompt, n)?;
-        completion.usage = Usage::new(100, 10);
-        let _ = sink.push(weighbridge::Event::Text(completion.text.as_str().into()));
-        Ok(completion)
-    }
-}
-
-#[derive(Debug)]
-struct ScriptedProvider {
-    scripts: Vec<(&'static str, Placement, Script)>,
-    witness: Arc<Witness>,
-}
-
-#[async_trait]
-impl Provider for ScriptedProvider {
-    fn id(&self) -> &str {
-        "scripted"
-    }
-    fn describe(&self) -> ProviderInfo {
-        ProviderInfo::new("scripted models", "NAME")
-    }
-    async fn probe(&self, _: &ModelRef, _: &OpenContext) -> Probe {
-        Probe::Yes
-    }
-    async fn list(&self, _: &OpenContext) -> Result<Vec<ModelListing>> {
-        Ok(Vec::new())
-    }
-    async fn open(&self, model: &ModelRef, _: &OpenContext) -> Result<Arc<dyn Backend>> {
-        let (name, placement, script) =
-            self.scripts.iter().find(|(name, ..)| *name == model.location).expect("a known script");
-        Ok(Arc::new(Scripted {
-            card: ModelCard::new(*name, "scripted", Weights::Open, placement.clone()),
-            capabilities: Capabilities::none().with_options([
-                RequestOption::ChatPrompt,
-                RequestOption::Temperature,
-                RequestOption::MaxTokens,
-            ]),
-            script: *script,
-            witness: Arc::clone(&self.witness),
-        }))
-    }
-}
-
-fn ok(text: &str) -> Result<Completion> {
-    Ok(Completion::new(text, StopReason::Stop))
-}
+type Script = fn(prompt: &str, n: usize) -> Step;
 
 fn number(prompt: &str) -> u32 {
     prompt.trim_start_matches("q").parse().unwrap()
 }
 
 /// Right on every prompt: the data's answer to `qN` is `aN`.
-fn right(prompt: &str, _: u32) -> Result<Completion> {
-    ok(&prompt.replace('q', "a"))
+fn right(prompt: &str, _: usize) -> Step {
+    Step::say(prompt.replace('q', "a"))
 }
 
-fn wrong_every_third(prompt: &str, n: u32) -> Result<Completion> {
-    if number(prompt).is_multiple_of(3) { ok("no idea") } else { right(prompt, n) }
+fn wrong_every_third(prompt: &str, n: usize) -> Step {
+    if number(prompt).is_multiple_of(3) { Step::say("no idea") } else { right(prompt, n) }
 }
 
-fn fails_every_tenth(prompt: &str, n: u32) -> Result<Completion> {
+fn fails_every_tenth(prompt: &str, n: usize) -> Step {
     match number(prompt).is_multiple_of(10) {
-        true => Err(Error::new(ErrorKind::Truncated, "the stream ended early")),
+        true => Step::Fail(ErrorKind::Truncated, "the stream ended early", None),
         false => right(prompt, n),
     }
 }
 
-fn busy_once(prompt: &str, n: u32) -> Result<Completion> {
-    let after = Some(Duration::from_millis(1));
+/// Turns the first ten prompts away once.
+fn busy_once(prompt: &str, n: usize) -> Step {
+    let retry = Retry::Safe { after: Some(Duration::from_millis(1)) };
     match n {
-        0 => Err(Error::new(ErrorKind::RateLimited, "slow down").with_retry(Retry::Safe { after })),
+        0 if number(prompt) < 10 => Step::Fail(ErrorKind::RateLimited, "slow down", Some(retry)),
         _ => right(prompt, n),
     }
 }
 
-fn no_key(_: &str, _: u32) -> Result<Completion> {
-    Err(Error::new(ErrorKind::Auth, "the key is wrong"))
+fn no_key(_: &str, _: usize) -> Step {
+    Step::Fail(ErrorKind::Auth, "the key is wrong", None)
 }
 
-fn down(_: &str, _: u32) -> Result<Completion> {
-    Err(Error::new(ErrorKind::Transport, "nothing listens there"))
+fn down(_: &str, _: usize) -> Step {
+    Step::Fail(ErrorKind::Transport, "nothing listens there", None)
 }
 
-fn wrong_on_odd(prompt: &str, n: u32) -> Result<Completion> {
-    if number(prompt) % 2 == 1 { ok("no idea") } else { right(prompt, n) }
+fn wrong_on_odd(prompt: &str, n: usize) -> Step {
+    if number(prompt) % 2 == 1 { Step::say("no idea") } else { right(prompt, n) }
 }
 
 /// Fails every other time it is asked the same.
-fn fails_on_repeats(prompt: &str, n: u32) -> Result<Completion> {
+fn fails_on_repeats(prompt: &str, n: usize) -> Step {
     match n % 2 {
-        1 => Err(Error::new(ErrorKind::Truncated, "the stream ended early")),
+        1 => Step::Fail(ErrorKind::Truncated, "the stream ended early", None),
         _ => right(prompt, n),
     }
 }
@@ -163,7 +81,7 @@ const SCRIPTS: [(&str, Script); 8] = [
 
 struct Bench {
     dir: tempfile::TempDir,
-    witness: Arc<Witness>,
+    models: Vec<Arc<Scripted>>,
     n_runs: AtomicU32,
 }
 
@@ -181,15 +99,23 @@ impl Bench {
             .unwrap();
         }
         std::fs::write(dir.path().join("data.jsonl"), data).unwrap();
-        Self { dir, witness: Arc::default(), n_runs: AtomicU32::new(0) }
+        let model = |id: &str, placement, script: Script| {
+            let usage = Step::Use(Usage::new(100, 10));
+            Scripted::with_script(id, placement, move |prompt, n| {
+                vec![usage.clone(), script(prompt, n)]
+            })
+        };
+        let near = SCRIPTS.iter().map(|(id, script)| model(id, Placement::InProcess, *script));
+        let far = model("far", Placement::Network { host: "api.example".into() }, right);
+        Self { dir, models: near.chain([far]).collect(), n_runs: AtomicU32::new(0) }
+    }
+
+    fn n_calls(&self) -> usize {
+        self.models.iter().map(|model| model.requests().len()).sum()
     }
 
     fn environment(&self) -> Environment {
-        let network = Placement::Network { host: "api.example".into() };
-        let mut scripts: Vec<(&'static str, Placement, Script)> =
-            SCRIPTS.iter().map(|(n, s)| (*n, Placement::InProcess, *s)).collect();
-        scripts.push(("far", network, right));
-        let provider = ScriptedProvider { scripts, witness: Arc::clone(&self.witness) };
+        let provider = ScriptedProvider::new(self.models.iter().cloned());
         let plugin = Plugin::new("scripted", "1").provider(provider);
         let plugins = [weighbridge::evaluators::plugin(), plugin];
         Environment::new(Registry::new(plugins).unwrap())
@@ -234,7 +160,7 @@ fn a_worse_challenger_is_refused_and_the_files_are_there() {
     let evaluation = bench.run_text(&bench.suite("right", "third", ""), &dir, &new()).unwrap();
     let report = &evaluation.report;
     assert_eq!(report.verdict.action, Action::Stay);
-    let table = report.comparisons[0].table.unwrap();
+    let table = report.comparisons[0].agreement.table.unwrap();
     assert_eq!((table.both, table.only_reference, table.only_candidate), (40, 20, 0));
     assert_eq!(report.comparisons[0].slices.len(), 2);
     let json = std::fs::read_to_string(dir.join("report.json")).unwrap();
@@ -251,6 +177,50 @@ fn equal_models_are_not_called_different_and_nothing_is_gained_by_a_switch() {
     assert_eq!(report.verdict.action, Action::Stay);
     assert!(report.verdict.sentence.contains("good enough"), "{}", report.verdict.sentence);
     assert_eq!(report.candidates[1].outcomes["ok"], 200);
+    assert_eq!(report.candidates[1].n_retried, 10);
+}
+
+#[test]
+fn a_verdict_on_engines_says_that_it_is_not_one_on_models() {
+    let bench = Bench::new(200);
+    let third = "[[candidate]]\nname = \"again\"\nmodel = \"scripted:right\"\nweights_of = \"m\"\n";
+    let text = |challenger: &str| {
+        bench
+            .suite("right", challenger, third)
+            .replace(
+                "model = \"scripted:right\"\n[",
+                "model = \"scripted:right\"\nweights_of = \"m\"\n[",
+            )
+            .replace(
+                "model = \"scripted:third\"\n",
+                "model = \"scripted:third\"\nweights_of = \"m\"\n",
+            )
+    };
+    let dir = |name: &str| bench.dir.path().join(name);
+    let report = bench.run_text(&text("third"), &dir("a"), &new()).unwrap().report;
+    let pairs: Vec<_> = report
+        .comparisons
+        .iter()
+        .map(|c| &c.agreement)
+        .chain(&report.other_pairs)
+        .map(|a| (a.reference.as_str(), a.candidate.as_str(), a.n_same_answer, a.is_same_weights))
+        .collect();
+    let expected = [
+        ("right", "third", 133, true),
+        ("right", "again", 200, true),
+        ("third", "again", 133, true),
+    ];
+    assert_eq!(pairs, expected);
+    let sentence = &report.verdict.sentence;
+    let said = "These are the same weights in two set-ups (scripted; scripted): 200 of 200 answers \
+                are the same.";
+    assert!(sentence.contains(said) && !sentence.contains("Look first"), "{sentence}");
+
+    let text = text("third").replace(third, "");
+    let report = bench.run_text(&text, &dir("b"), &new()).unwrap().report;
+    assert!(report.other_pairs.is_empty());
+    let sentence = &report.verdict.sentence;
+    assert!(sentence.contains("133 of 200") && sentence.contains("Look first"), "{sentence}");
 }
 
 #[test]
@@ -328,7 +298,7 @@ fn sensitive_samples_never_reach_a_model_elsewhere() {
     assert_eq!(report.candidates[0].outcomes["withheld"], 5);
     assert_eq!(report.comparisons[0].n_pairs, 55);
     // 55 to the far model, 60 to the local one.
-    assert_eq!(bench.witness.n_calls(), 115);
+    assert_eq!(bench.n_calls(), 115);
     assert_eq!(report.comparisons[0].failures.only_reference, 0);
     // What one side must not see is outside of the comparison, and does not forbid it.
     assert_eq!(report.comparisons[0].n_withheld, 5);
@@ -400,15 +370,15 @@ fn a_finished_run_resumes_to_the_same_report_without_a_call() {
     let dir = bench.dir.path().join("run");
     let text = bench.suite("right", "third", "");
     let first = bench.run_text(&text, &dir, &new()).unwrap().report;
-    let n_calls = bench.witness.n_calls();
+    let n_calls = bench.n_calls();
     let second = bench.run_text(&text, &dir, &resume()).unwrap().report;
     assert_eq!(first, second);
-    assert_eq!(bench.witness.n_calls(), n_calls);
+    assert_eq!(bench.n_calls(), n_calls);
 
     let changed = bench.suite("right", "third", "[decision]\nmargin_points = 3.0\n");
     let report = bench.run_text(&changed, &dir, &resume()).unwrap().report;
     assert_eq!(report.changed_since_start, ["suite.decision.margin_points: 5.0 → 3.0"]);
-    assert_eq!(bench.witness.n_calls(), n_calls);
+    assert_eq!(bench.n_calls(), n_calls);
     let changed = text.replace("{{ q }}", "{{ q }}!");
     let error = bench.run_text(&changed, &dir, &resume()).unwrap_err();
     assert!(error.to_string().contains("arms[0].prompt_sha256"), "{error}");
@@ -479,7 +449,7 @@ fn mistakes_are_found_before_any_call() {
             bench.suite("right", "third", "").replace("target = \"a\"", "tarket = \"a\""),
             "unknown option `tarket` of evaluator `exact_match`",
         ),
-        (bench.suite("right", "third", "[request]\nlogprobs = 3\n"), "cannot honour `logprobs`"),
+        (bench.suite("right", "third", "[request]\ntop_k = 3\n"), "cannot honour `top_k`"),
         (
             bench.suite("right", "third", "").replace("data.jsonl", "nothing.jsonl"),
             "nothing.jsonl: cannot open",
@@ -493,7 +463,7 @@ fn mistakes_are_found_before_any_call() {
         let error = bench.run_text(&text, &bench.dir.path().join("never"), &new()).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}\nwanted: {expected}");
     }
-    assert_eq!(bench.witness.n_calls(), 0);
+    assert_eq!(bench.n_calls(), 0);
 }
 
 #[test]
@@ -519,7 +489,8 @@ fn without_gold_answers_only_agreement_is_shown() {
     let text = text.split("[[evaluator]]").next().unwrap();
     let report = bench.run_text(text, &bench.dir.path().join("run"), &new()).unwrap().report;
     let comparison = &report.comparisons[0];
-    assert_eq!((comparison.n_same_answer, comparison.n_both_answered), (40, 60));
+    let agreement = &comparison.agreement;
+    assert_eq!((agreement.n_same_answer, agreement.n_both_answered), (40, 60));
     assert_eq!(report.verdict.action, Action::NotEnoughEvidence);
     assert!(report.verdict.sentence.contains("agreement between models is not accuracy"));
 }

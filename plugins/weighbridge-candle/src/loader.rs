@@ -9,7 +9,7 @@ use weighbridge_core::{
 };
 use weighbridge_engine::loader::{EngineLoader, TextModel};
 use weighbridge_engine::logits::LogitsEngine;
-use weighbridge_engine::tokenizer::{HfText, load_folder};
+use weighbridge_engine::tokenizer::{ModelText, load_folder};
 use weighbridge_engine::tokens::TokenKind;
 use weighbridge_models::folder::ModelFolder;
 
@@ -27,7 +27,7 @@ const HASH_SHARE: f32 = 0.3;
 #[derive(Debug)]
 pub struct CandleLoader {
     folder: ModelFolder,
-    text: HfText,
+    text: ModelText,
     n_ctx: u32,
 }
 
@@ -95,7 +95,7 @@ fn available_bytes() -> Option<u64> {
 }
 
 /// More rows of logits than tokens is padding; a token without one could not be fed.
-fn check_vocabulary(folder: &ModelFolder, text: &HfText) -> Result<()> {
+fn check_vocabulary(folder: &ModelFolder, text: &ModelText) -> Result<()> {
     let n_vocab = folder.config.vocab_size;
     let beyond =
         (n_vocab..text.table.len()).rfind(|id| text.table.kind(*id as u32) != TokenKind::Unused);

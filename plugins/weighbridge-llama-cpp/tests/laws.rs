@@ -1,24 +1,26 @@
 //! What this engine promises the decode loop, for models that attend to everything, through sliding
 //! windows, and with a recurrent state; and what llama.cpp leaves to its caller.
 //!
-//! llama.cpp chooses its kernels by the shape of a batch, so equal positions are compared within a
-//! tolerance and not bit for bit.
+//! llama.cpp chooses its kernels by the shape of a batch, and its tables of activations are in F16,
+//! so equal positions are compared within a tolerance and not bit for bit. The logits are tens, and
+//! a token or a position that is wrong changes them by more than 1.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::*;
 use serde_json::json;
 use weighbridge_core::ErrorKind;
+use weighbridge_engine::loader::TextModel;
 use weighbridge_engine::logits::{
     Fork, Input, LogitsEngine, SeqId, SnapshotKind, Span, Truncate, Want,
 };
 
-/// Largest difference of a logit; tiny models have logits of about 10.
-const TOLERANCE: f32 = 2e-3;
+/// Largest difference of a logit.
+const TOLERANCE: f32 = 5e-2;
 
 /// F32 and F16 weights, windows of 8 positions.
 fn attention_models() -> [PathBuf; 2] {
@@ -34,12 +36,15 @@ fn every_model() -> Vec<PathBuf> {
 #[track_caller]
 fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     let worst = difference(got, expected);
-    // F16 weights: what they are multiplied with is rounded, in another order.
-    let tolerance = if what.contains("f16") { 10.0 * TOLERANCE } else { TOLERANCE };
-    assert!(worst < tolerance, "{what}: {worst}");
+    assert!(worst < TOLERANCE, "{what}: {worst}");
 }
 
-fn shown(path: &std::path::Path) -> String {
+/// With flash attention where llama.cpp chooses it, as users have it.
+fn with<T>(path: &Path, work: impl FnOnce(&TextModel, &mut dyn LogitsEngine) -> T) -> T {
+    try_with(path, &context(json!({"kv_type": "f32"})), work).unwrap()
+}
+
+fn shown(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
@@ -268,7 +273,7 @@ fn broken_rules_are_errors_and_change_nothing() {
         // After all of that it still computes.
         let row = feed(engine, 0, &[8], Want::Last);
         let expected = all_rows(engine, &[5, 6, 7, 8], 4);
-        assert_close(&row, &expected[3..], "f16");
+        assert_close(&row, &expected[3..], "after errors");
         engine.feed(&[], &mut |_: usize, _: u32, _: &[f32]| panic!("a row")).unwrap();
         assert!(feed(engine, 0, &[], Want::All).is_empty());
     })
@@ -315,7 +320,7 @@ fn a_full_cache_is_an_error_that_leaves_everything_as_it_was() {
         let row = feed(engine, 2, &tokens[..7], Want::Last);
         engine.release(SeqId(1));
         let expected = feed(engine, 3, &tokens[..7], Want::Last);
-        assert_close(&row, &expected, "f16");
+        assert_close(&row, &expected, "after it was full");
     })
     .unwrap();
 }

@@ -10,14 +10,21 @@
 
 mod common;
 
+use std::path::Path;
+
 use common::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use weighbridge_engine::logits::{LogitsEngine, SeqId, Want};
 
 /// Largest difference of a log-probability where all weights are F32.
 const TOLERANCE: f64 = 1e-3;
-/// The same where weights are F16: llama.cpp rounds what they are multiplied with to F16 as well.
-const F16_TOLERANCE: f64 = 2e-2;
+/// The same with the activation GELU, which llama.cpp looks up in a table of F16 values.
+const GELU_TOLERANCE: f64 = 1e-2;
+/// The same where weights are F16: llama.cpp rounds what they are multiplied with to F16 as well,
+/// which shows most in the log-probabilities of tokens that are next to impossible.
+const F16_TOLERANCE: f64 = 0.1;
+/// The same with flash attention, whose CPU kernel rounds as well.
+const FLASH_TOLERANCE: f64 = 0.2;
 
 fn greedy(
     engine: &mut dyn LogitsEngine,
@@ -60,9 +67,16 @@ impl Worst {
 }
 
 fn fixture_equals_its_reference(name: &str) {
+    let exact = json!({"kv_type": "f32", "flash_attention": "off"});
+    fixture_at_equals(name, as_f32(&triage(name)).path(), &exact, TOLERANCE);
+    fixture_at_equals(name, &triage(name), &exact, F16_TOLERANCE);
+    fixture_at_equals(name, &triage(name), &json!({}), FLASH_TOLERANCE);
+}
+
+fn fixture_at_equals(name: &str, path: &Path, options: &Value, tolerance: f64) {
     let reference = json(&fixtures().join(format!("reference/{name}.json")));
     let mut worst = Worst::default();
-    with(&triage(name), |_, engine| {
+    try_with(path, &context(options.clone()), |_, engine| {
         let prompts = reference["prompts"].as_array().unwrap();
         assert!(!prompts.is_empty());
         for prompt in prompts {
@@ -100,8 +114,9 @@ fn fixture_equals_its_reference(name: &str) {
         for ((row, next), expected) in rows.iter().zip(&tokens[1..]).zip(expected) {
             worst.compare(log_softmax(row)[*next as usize], expected);
         }
-    });
-    worst.check(name, F16_TOLERANCE);
+    })
+    .unwrap();
+    worst.check(&format!("{name} {options}"), tolerance);
 }
 
 #[test]
@@ -117,7 +132,7 @@ fn triage_large_equals_transformers() {
 /// A recurrent model, and one with sliding windows and soft caps.
 #[test]
 fn every_kind_equals_transformers() {
-    for name in ["mamba", "gemma2"] {
+    for (name, tolerance) in [("mamba", TOLERANCE), ("gemma2", GELU_TOLERANCE)] {
         let reference = reference(name);
         let mut worst = Worst::default();
         with(&data(&format!("{name}.gguf")), |_, engine| {
@@ -133,7 +148,7 @@ fn every_kind_equals_transformers() {
                 worst.compare(f64::from(*got), expected);
             }
         });
-        worst.check(name, TOLERANCE);
+        worst.check(name, tolerance);
     }
 }
 
@@ -141,15 +156,16 @@ fn every_kind_equals_transformers() {
 fn an_adapter_changes_the_model_as_its_weights_say() {
     let reference = reference("lora");
     let tokens = ids(&reference["ids"]);
+    let base = as_f32(&triage("triage-open"));
     let last_row = |options| {
-        try_with(&triage("triage-open"), &context(options), |_, engine| {
+        try_with(base.path(), &context(options), |_, engine| {
             log_softmax(&feed(engine, 0, &tokens, Want::Last)[0])
         })
         .unwrap()
     };
     let lora = json!({"path": data("lora.gguf"), "scale": reference["scale"]});
-    let got = last_row(json!({"kv_type": "f32", "lora": lora}));
-    let plain = last_row(json!({"kv_type": "f32"}));
+    let got = last_row(json!({"kv_type": "f32", "flash_attention": "off", "lora": lora}));
+    let plain = last_row(json!({"kv_type": "f32", "flash_attention": "off"}));
     let (mut worst, mut without) = (Worst::default(), Worst::default());
     for (expected, (got, plain)) in
         floats(&reference["last_logprobs"]).into_iter().zip(got.into_iter().zip(plain))
@@ -157,8 +173,8 @@ fn an_adapter_changes_the_model_as_its_weights_say() {
         worst.compare(got, expected);
         without.compare(plain, expected);
     }
-    worst.check("lora", 5.0 * F16_TOLERANCE);
-    assert!(without.difference > 1.0, "{}", without.difference);
+    worst.check("lora", TOLERANCE);
+    assert!(without.difference > 0.5, "{}", without.difference);
 }
 
 #[test]
@@ -179,6 +195,6 @@ fn an_encoder_gives_the_vectors_of_transformers() {
             worst.compare(f64::from(*got), expected);
         }
         assert_eq!(worst.n_compared, 32);
-        worst.check(name, TOLERANCE);
+        worst.check(name, GELU_TOLERANCE);
     }
 }

@@ -8,27 +8,11 @@ use std::sync::Arc;
 use serde_json::Value;
 use weighbridge_core::{Error, ErrorKind, Result, Sampling};
 
-use super::HfTokenizer;
+use super::{HfTokenizer, ModelText, in_range};
 use crate::tokens::{TokenKind, TokenTable};
 
 /// Largest file that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-
-/// Everything about text that a model folder says.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct HfText {
-    /// Text to tokens.
-    pub encoder: Arc<HfTokenizer>,
-    /// Bytes and kind of every token, end ids, BOS.
-    pub table: Arc<TokenTable>,
-    /// The chat template's source: `chat_template.jinja`, or else that of `tokenizer_config.json`.
-    pub chat_template: Option<String>,
-    /// Lower-case hex SHA-256 of `tokenizer.json`.
-    pub tokenizer_sha256: String,
-    /// Sampling settings of `generation_config.json`.
-    pub default_sampling: Sampling,
-}
 
 /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `special_tokens_map.json`,
 /// `generation_config.json`, `config.json`, `chat_template.jinja` and `chat_template.json`.
@@ -40,7 +24,7 @@ pub struct HfText {
 /// # Errors
 /// [`ErrorKind::ModelLoad`] that names the file: missing `tokenizer.json`, a file above 64 MiB,
 /// broken JSON, ids that do not fit.
-pub fn load_folder(folder: &Path) -> Result<HfText> {
+pub fn load_folder(folder: &Path) -> Result<ModelText> {
     let path = folder.join("tokenizer.json");
     let file = path.display().to_string();
     let Some(json) = read(&path)? else {
@@ -79,7 +63,7 @@ pub fn load_folder(folder: &Path) -> Result<HfText> {
         let adds = config["add_bos_token"].as_bool().unwrap_or_else(|| encoder.puts_first(id));
         table.bos_id = adds.then_some(id);
     }
-    Ok(HfText {
+    Ok(ModelText {
         chat_template: chat_template(folder, &config)?,
         tokenizer_sha256: encoder.sha256().to_owned(),
         default_sampling: default_sampling(&generation),
@@ -158,19 +142,15 @@ fn default_sampling(generation: &Value) -> Sampling {
     match generation["do_sample"].as_bool() {
         Some(false) => sampling.temperature = Some(0.0),
         Some(true) => {
-            // What no request may ask for is no default either.
-            sampling.temperature =
-                generation["temperature"].as_f64().filter(|t| t.is_finite() && *t >= 0.0);
-            sampling.top_p = generation["top_p"].as_f64().filter(|p| *p > 0.0 && *p <= 1.0);
-            sampling.min_p = generation["min_p"].as_f64().filter(|p| (0.0..=1.0).contains(p));
-            let top_k = generation["top_k"].as_u64().and_then(|k| u32::try_from(k).ok());
-            sampling.top_k = top_k.filter(|k| *k > 0);
+            sampling.temperature = generation["temperature"].as_f64();
+            sampling.top_p = generation["top_p"].as_f64();
+            sampling.min_p = generation["min_p"].as_f64();
+            sampling.top_k = generation["top_k"].as_u64().and_then(|k| u32::try_from(k).ok());
         }
         None => {}
     }
-    sampling.repetition_penalty =
-        generation["repetition_penalty"].as_f64().filter(|p| p.is_finite() && *p > 0.0);
-    sampling
+    sampling.repetition_penalty = generation["repetition_penalty"].as_f64();
+    in_range(sampling)
 }
 
 /// `Value::Null` for a file that does not exist.

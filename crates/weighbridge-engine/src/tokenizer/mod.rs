@@ -1,8 +1,11 @@
-//! Hugging Face tokenizers: `tokenizer.json` as a [`TokenEncoder`] and a [`TokenTable`].
+//! Tokenizers: those of Hugging Face (`tokenizer.json`) here, those of [GGUF files](gguf) below. Both
+//! become a [`TokenEncoder`] and a [`TokenTable`].
 //!
 //! Text and control tokens are encoded apart: without `parse_special` no control token is ever
 //! recognized, while added tokens that are ordinary text (`"special": false`) always are, as in every
 //! peer. Truncation and padding that a file asks for are switched off.
+
+pub mod gguf;
 
 mod files;
 mod table;
@@ -10,17 +13,34 @@ mod table;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokenizers::normalizer::Range as SliceRange;
 use tokenizers::{
     AddedToken, Model, Normalizer, OffsetType, PreTokenizedString, PreTokenizer, Token, Tokenizer,
 };
-use weighbridge_core::{Error, ErrorKind, Result};
+use weighbridge_core::{Error, ErrorKind, Result, Sampling};
 
-pub use files::{HfText, load_folder};
+pub use files::load_folder;
 
 use crate::tokens::{Piece, TokenEncoder, TokenTable};
+
+/// Everything about text that a model's files say.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ModelText {
+    /// Text to tokens.
+    pub encoder: Arc<dyn TokenEncoder>,
+    /// Bytes and kind of every token, end ids, BOS.
+    pub table: Arc<TokenTable>,
+    /// The chat template's source.
+    pub chat_template: Option<String>,
+    /// Lower-case hex SHA-256: of `tokenizer.json`, or of the vocabulary as [`gguf::load`] says.
+    pub tokenizer_sha256: String,
+    /// Sampling settings that the model's files ask for.
+    pub default_sampling: Sampling,
+}
 
 /// The tokenizer of a Hugging Face model.
 pub struct HfTokenizer {
@@ -295,17 +315,7 @@ impl TokenEncoder for HfTokenizer {
     /// Encodes all pieces as one text, so that what a tokenizer does only at the beginning of a text
     /// is not done at every piece.
     fn encode_pieces(&self, pieces: &[Piece<'_>], out: &mut Vec<u32>) -> Result<()> {
-        let mut text = String::new();
-        let mut protected = Vec::new();
-        for piece in pieces {
-            match piece {
-                Piece::Markup(markup) => text.push_str(markup),
-                Piece::Text(plain) => {
-                    protected.push(text.len()..text.len() + plain.len());
-                    text.push_str(plain);
-                }
-            }
-        }
+        let (text, protected) = join(pieces);
         self.append(&self.encode_protected(&text, &protected)?, out)
     }
 
@@ -316,6 +326,32 @@ impl TokenEncoder for HfTokenizer {
     fn template_variables(&self) -> &[(String, String)] {
         &self.variables
     }
+}
+
+/// The pieces as one text, and where in it control tokens do not count.
+fn join(pieces: &[Piece<'_>]) -> (String, Vec<Range<usize>>) {
+    let mut text = String::new();
+    let mut protected = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Markup(markup) => text.push_str(markup),
+            Piece::Text(plain) => {
+                protected.push(text.len()..text.len() + plain.len());
+                text.push_str(plain);
+            }
+        }
+    }
+    (text, protected)
+}
+
+/// Settings without those that no request may ask for: they are no defaults either.
+fn in_range(mut sampling: Sampling) -> Sampling {
+    sampling.temperature = sampling.temperature.filter(|t| t.is_finite() && *t >= 0.0);
+    sampling.top_p = sampling.top_p.filter(|p| *p > 0.0 && *p <= 1.0);
+    sampling.min_p = sampling.min_p.filter(|p| (0.0..=1.0).contains(p));
+    sampling.top_k = sampling.top_k.filter(|k| *k > 0);
+    sampling.repetition_penalty = sampling.repetition_penalty.filter(|p| p.is_finite() && *p > 0.0);
+    sampling
 }
 
 fn unusable(error: tokenizers::Error) -> Error {

@@ -108,7 +108,7 @@ fn collect(value: &Value, types: &mut Vec<String>) {
 
 /// GPT-2's `bytes_to_unicode`, inverted: printable Latin-1 bytes stand for themselves, the others
 /// for the characters from U+0100 on.
-fn byte_level_alphabet() -> HashMap<char, u8> {
+pub(super) fn byte_level_alphabet() -> HashMap<char, u8> {
     let mut next = 0x100;
     (0..=255u8)
         .map(|byte| {
@@ -124,22 +124,24 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
         .collect()
 }
 
-fn byte_level(token: &str, bytes_of_char: &HashMap<char, u8>) -> Vec<u8> {
+pub(super) fn byte_level(token: &str, bytes_of_char: &HashMap<char, u8>) -> Vec<u8> {
     let bytes: Option<Vec<u8>> = token.chars().map(|c| bytes_of_char.get(&c).copied()).collect();
     // A token outside the alphabet was added as text.
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
 fn sentence_piece(token: &str) -> Vec<u8> {
-    let byte = token
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'))
-        .filter(|digits| digits.len() == 2)
-        .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    match byte {
+    match byte(token) {
         Some(byte) => vec![byte],
         None => token.replace('\u{2581}', " ").into_bytes(),
     }
+}
+
+/// The byte that a name like `<0x0A>` stands for.
+pub(super) fn byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let digits = Some(digits).filter(|digits| digits.len() == 2)?;
+    u8::from_str_radix(digits, 16).ok()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use weighbridge_core::{
-    Constraint, ErrorKind, Event, Message, Prompt, Request, RequestOption, Sampling, StopReason,
+    ErrorKind, Event, Message, Prompt, Reasoning, Request, RequestOption, Sampling, StopReason,
     TokenId,
 };
 use weighbridge_engine::EngineOptions;
@@ -22,7 +22,7 @@ use crate::support::{Seen, TEMPLATE, complete, generate, open, text, tokens, toy
 const AFTER_A: &str = "dgjmpsvy.ehknqtwzcfilorux dgjmpsvy.";
 
 /// The loop in its simplest form: one row after another, no cache, no batch.
-fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u32> {
+pub(crate) fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u32> {
     let params = SamplerParams::resolve(sampling, &Sampling::default());
     let mut sampler = Sampler::new(params, prompt);
     let (mut last, mut out) = (*prompt.last().unwrap(), Vec::new());
@@ -33,7 +33,7 @@ fn brute_force(prompt: &[u32], sampling: &Sampling, max_tokens: usize) -> Vec<u3
     out
 }
 
-fn seeded(seed: u64) -> Sampling {
+pub(crate) fn seeded(seed: u64) -> Sampling {
     let mut sampling = Sampling::default();
     sampling.seed = Some(seed);
     sampling.temperature = Some(1.1);
@@ -374,10 +374,11 @@ fn sixty_four_jobs_at_once_do_not_mix() {
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
     let toy = toy();
-    let request = text("a").with_constraint(Constraint::Regex("a+".into()));
+    let mut request = text("a");
+    request.reasoning = Some(Reasoning::Off);
     let error = generate(&*toy.backend, &request, &mut Seen::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert_eq!(error.context("option"), Some("constraint"));
+    assert_eq!(error.context("option"), Some("reasoning"));
     let chat = Request::new(Prompt::user("hi"));
     let error = generate(&*toy.backend, &chat, &mut Seen::default()).unwrap_err();
     assert_eq!(error.context("option"), Some("prompt.chat"));

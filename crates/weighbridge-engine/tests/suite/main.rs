@@ -3,7 +3,11 @@
 // Clippy's own exception covers functions marked `#[test]`, not their helpers.
 #![allow(clippy::unwrap_used)]
 
+mod constrained;
+mod constraints;
 mod decode;
+mod gguf;
+mod prefix;
 mod sampler;
 mod scoring;
 mod support;

@@ -29,7 +29,7 @@ fn score(backend: &dyn Backend, items: &[(&str, &str)], top: u8) -> Result<Vec<L
 }
 
 /// `ln p(token | after)` straight from the toy's weights.
-fn logprob(after: u32, token: u32) -> f64 {
+pub(crate) fn logprob(after: u32, token: u32) -> f64 {
     let sum: f64 = (0..N_VOCAB).map(|t| f64::from(weight(after, t)).exp()).sum();
     f64::from(weight(after, token)) - sum.ln()
 }

@@ -1,8 +1,9 @@
 //! Names of model architectures.
 
 /// The values of `general.architecture` that llama.cpp knows, sorted. From `src/llama-arch.cpp` of
-/// llama.cpp 0.5.0 (ggml 0.25.3), without `clip`, which is not a text model.
-pub const KNOWN_ARCHITECTURES: [&str; 152] = [
+/// llama.cpp 0.6.0 (ggml 0.26.0, the tree in llama-cpp-sys-2 0.1.161), without `clip`, which is not a
+/// text model.
+pub const KNOWN_ARCHITECTURES: [&str; 153] = [
     "afmoe",
     "apertus",
     "arcee",
@@ -17,6 +18,7 @@ pub const KNOWN_ARCHITECTURES: [&str; 152] = [
     "bloom",
     "chameleon",
     "chatglm",
+    "clef",
     "codeshell",
     "cogvlm",
     "cohere2",

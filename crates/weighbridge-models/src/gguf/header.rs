@@ -28,6 +28,9 @@ pub const MAX_ALIGNMENT: u64 = 16 << 20;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_DIMS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// `TENSOR_ALIGNMENT` of ggml, which aborts if it maps a tensor elsewhere: a smaller alignment of
+/// the file does not suffice.
+const MAPPED_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Least bytes of a key with its value: two lengths of 1, the type, one byte.
 const MIN_KEY_BYTES: u64 = 8 + 1 + 4 + 1;
@@ -141,6 +144,12 @@ fn place(
         let (Some(in_file), Some(in_section)) = (in_file, in_section) else {
             return Err(bad(format!("its end overflows at offset {offset}")));
         };
+        if !in_file.is_multiple_of(MAPPED_ALIGNMENT) {
+            return Err(bad(format!(
+                "it starts at byte {in_file}, not at a multiple of {MAPPED_ALIGNMENT} as llama.cpp \
+                 requires of mapped tensors"
+            )));
+        }
         tensor.offset = in_file;
         end = in_section;
     }
@@ -174,7 +183,7 @@ impl Bounded<'_> {
     }
 
     /// Refuses what cannot be in the file before it is read.
-    fn need(&self, n_bytes: Option<u64>, what: impl fmt::Display) -> Result<()> {
+    fn need(&self, n_bytes: Option<u64>, what: impl fmt::Display) -> Result<u64> {
         let n_left = self.file_len - self.position;
         let Some(n_bytes) = n_bytes.filter(|n_bytes| *n_bytes <= n_left) else {
             let n_bytes = n_bytes.map_or_else(|| "more than 2^64".to_owned(), |n| n.to_string());
@@ -188,7 +197,7 @@ impl Bounded<'_> {
                 "has a header of more than {MAX_HEADER_BYTES} bytes: {what} needs {n_bytes}"
             )));
         }
-        Ok(())
+        Ok(n_bytes)
     }
 
     fn bytes(&mut self, n_bytes: u64, what: impl fmt::Display) -> Result<Box<[u8]>> {
@@ -313,17 +322,15 @@ impl Bounded<'_> {
 
     fn array(&mut self, ty: ValueType, n: u64, key: &str) -> Result<Value> {
         let what = format_args!("`{key}` with {n} elements");
-        let n_bytes = n.checked_mul(ty.size() as u64);
-        self.need(n_bytes, what)?;
-        let data = match (ty, n_bytes) {
-            (ValueType::Str, _) => {
-                let mut strings = Vec::with_capacity(n as usize);
-                for _ in 0..n {
-                    strings.push(self.string(what)?);
-                }
-                Data::Strings(strings.into_boxed_slice())
+        let n_bytes = self.need(n.checked_mul(ty.size() as u64), what)?;
+        let data = if ty == ValueType::Str {
+            let mut strings = Vec::with_capacity(n as usize);
+            for _ in 0..n {
+                strings.push(self.string(what)?);
             }
-            (_, n_bytes) => Data::Numbers(self.bytes(n_bytes.unwrap_or(u64::MAX), what)?),
+            Data::Strings(strings.into_boxed_slice())
+        } else {
+            Data::Numbers(self.bytes(n_bytes, what)?)
         };
         Ok(Value { kind: Kind::Array(ty), data })
     }

@@ -12,6 +12,8 @@ use crate::files::{FETCH_AGAIN, fault, shown};
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const PRE_KEY: &str = "tokenizer.ggml.pre";
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
+const TYPES_KEY: &str = "tokenizer.ggml.token_type";
+const SCORES_KEY: &str = "tokenizer.ggml.scores";
 const MERGES_KEY: &str = "tokenizer.ggml.merges";
 const CHARSMAP_KEY: &str = "tokenizer.ggml.precompiled_charsmap";
 const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
@@ -37,6 +39,9 @@ pub(super) const SPECIAL_KEYS: [&str; 17] = [
     "tokenizer.ggml.suffix_token_id",
     "tokenizer.ggml.middle_token_id",
 ];
+
+/// The value of `tokenizer.ggml.token_type` for a token that stands for one byte.
+const BYTE_TYPE: i64 = 6;
 
 /// −1 in an unsigned field: no such token.
 const NO_TOKEN: u64 = u32::MAX as u64;
@@ -90,7 +95,7 @@ pub(super) fn check(gguf: &Gguf, path: &Path) -> Result<Option<u64>> {
     let tokens = gguf.strs(TOKENS_KEY).filter(|tokens| !tokens.is_empty()).ok_or_else(|| {
         bad(TOKENS_KEY, format!("has no vocabulary: `{TOKENS_KEY}` is missing or empty"))
     })?;
-    for key in ["tokenizer.ggml.scores", "tokenizer.ggml.token_type"] {
+    for key in [SCORES_KEY, TYPES_KEY] {
         let len = gguf.values.get(key).map(super::value::Value::len);
         if let Some(len) = len.filter(|len| *len != tokens.len()) {
             return Err(bad(key, format!("has {} tokens but {len} of `{key}`", tokens.len())));
@@ -109,6 +114,7 @@ pub(super) fn check(gguf: &Gguf, path: &Path) -> Result<Option<u64>> {
     if model == "t5" {
         check_charsmap(gguf, path)?;
     }
+    check_bytes(gguf, model, tokens, path)?;
     check_bos(gguf, model, n_tokens, path)?;
     Ok(Some(n_tokens))
 }
@@ -134,6 +140,37 @@ fn check_unique(tokens: &[Box<[u8]>], path: &Path) -> Result<()> {
             )
             .with("key", TOKENS_KEY));
         }
+    }
+    Ok(())
+}
+
+/// llama.cpp aborts at a line break that a SentencePiece vocabulary (`llama`) has no token for, never
+/// ends with an RWKV vocabulary (whose tokens are escaped) without one, and aborts at a token of type
+/// byte in a BERT vocabulary.
+fn check_bytes(gguf: &Gguf, model: &str, tokens: &[Box<[u8]>], path: &Path) -> Result<()> {
+    let bad = |key: &str, what: String| {
+        Err(fault(path, what, "use another conversion of the model").with("key", key))
+    };
+    let line_breaks: &[&[u8]] = match model {
+        "llama" => &[b"<0x0A>", b"\n"],
+        "rwkv" => &[b"\\n", b"\\x0a", b"\\x0A", b"\n"],
+        _ => &[],
+    };
+    if !line_breaks.is_empty() && !tokens.iter().any(|token| line_breaks.contains(&&**token)) {
+        return bad(
+            TOKENS_KEY,
+            format!(
+                "has no token for a line break (`{}`): llama.cpp would abort or hang at one",
+                String::from_utf8_lossy(line_breaks[0])
+            ),
+        );
+    }
+    let types = gguf.i64s(TYPES_KEY).filter(|_| model == "bert").unwrap_or_default();
+    if let Some(id) = types.iter().position(|ty| *ty == BYTE_TYPE) {
+        return bad(
+            TYPES_KEY,
+            format!("has token {id} of type byte, which a `bert` vocabulary cannot have"),
+        );
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 fn backend() -> Arc<dyn Backend> {
-    Scripted::new(vec![Step::Say("a")])
+    Scripted::new(vec![Step::say("a")])
 }
 
 fn short() -> Limits {
@@ -46,7 +46,7 @@ fn only_loopback_is_bound() {
 
 #[test]
 fn row_70_71_foreign_hosts_and_pages_get_nowhere() {
-    let model = Scripted::new(vec![Step::Say("a")]);
+    let model = Scripted::new(vec![Step::say("a")]);
     let server = server(&model);
     let addr = server.addr();
     let port = addr.port();
@@ -113,7 +113,7 @@ fn row_72_a_token_is_asked_first() {
 
 #[test]
 fn row_74_bodies_are_bounded() {
-    let server = server(&Scripted::new(vec![Step::Say("a")]));
+    let server = server(&Scripted::new(vec![Step::say("a")]));
     let addr = server.addr();
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: {addr}\r\ncontent-type: application/json\r\n"
@@ -156,7 +156,7 @@ fn row_74_bodies_are_bounded() {
 
 #[test]
 fn row_76_slow_clients_are_left() {
-    let model = Scripted::new(vec![Step::Say("a")]);
+    let model = Scripted::new(vec![Step::say("a")]);
     let server = server_with(&model, short());
     let addr = server.addr();
     let ends_in_time = |bytes: &[u8]| {
@@ -183,9 +183,9 @@ fn row_76_slow_clients_are_left() {
 #[test]
 fn row_76_a_reader_that_stalls_loses_its_generation() {
     // Far more than the kernel's buffers hold.
-    let text: &'static str = Box::leak("x".repeat(1 << 20).into_boxed_str());
+    let text = "x".repeat(1 << 20);
     let model = Scripted::new(
-        (0..64).flat_map(|_| [Step::Say(text), Step::Wait(Duration::ZERO)]).collect(),
+        (0..64).flat_map(|_| [Step::say(&text), Step::Wait(Duration::ZERO)]).collect(),
     );
     let server = server_with(&model, short());
     let mut client = connect(server.addr());
@@ -204,7 +204,7 @@ fn row_76_a_reader_that_stalls_loses_its_generation() {
 
 #[test]
 fn row_80_heads_that_are_too_large_or_broken_are_refused() {
-    let server = server(&Scripted::new(vec![Step::Say("a")]));
+    let server = server(&Scripted::new(vec![Step::say("a")]));
     let addr = server.addr();
     for (bytes, statuses) in [
         (
@@ -282,7 +282,7 @@ fn connections_and_calls_at_once_are_bounded() {
 fn row_79_urls_in_requests_are_not_fetched() {
     let canary = TcpListener::bind("127.0.0.1:0").unwrap();
     canary.set_nonblocking(true).unwrap();
-    let server = server(&Scripted::new(vec![Step::Say("a")]));
+    let server = server(&Scripted::new(vec![Step::say("a")]));
     let url = format!("http://{}/x.png", canary.local_addr().unwrap());
     for fields in [
         json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}),

@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::io::Write;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use crate::support::{
 };
 
 fn hello() -> Vec<Step> {
-    vec![Step::Think("hm"), Step::Token("Hel", -0.5), Step::Token("lo", -0.25)]
+    vec![Step::think("hm"), Step::token("Hel", -0.5), Step::token("lo", -0.25)]
 }
 
 /// An answer without what differs from run to run.
@@ -39,7 +38,7 @@ fn a_document_has_openais_form() {
     );
     assert_eq!(reply.status, 200);
     insta::assert_snapshot!(shown(reply.json()), @r#"{"id":"ID","object":"chat.completion","created":0,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"Hello","refusal":null,"reasoning_content":"hm"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}"#);
-    let seen = model.requests.lock().unwrap()[0].clone();
+    let seen = model.requests()[0].clone();
     let mut sampling = Sampling::default();
     sampling.temperature = Some(0.5);
     sampling.seed = Some(3);
@@ -85,11 +84,11 @@ fn reasons_refusals_and_tools_have_openais_words() {
         (StopReason::ContentFilter, "content_filter"),
         (StopReason::Other, "other"),
     ] {
-        let model = Scripted::new(vec![Step::Say("a"), Step::End(reason)]);
+        let model = Scripted::new(vec![Step::say("a"), Step::End(reason)]);
         let server = server(&model);
         assert_eq!(post_chat(server.addr(), json!({})).json()["choices"][0]["finish_reason"], word);
     }
-    let model = Scripted::new(vec![Step::Say("no"), Step::End(StopReason::Refusal)]);
+    let model = Scripted::new(vec![Step::say("no"), Step::End(StopReason::Refusal)]);
     let running = server(&model);
     let message = &post_chat(running.addr(), json!({})).json()["choices"][0]["message"];
     assert_eq!((&message["content"], &message["refusal"]), (&Value::Null, &json!("no")));
@@ -128,7 +127,7 @@ fn raw_completions_take_text_and_tokens() {
     assert_eq!(choice["logprobs"]["tokens"], json!(["Hel", "lo"]));
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 3]));
     assert_eq!(choice["logprobs"]["token_logprobs"], json!([-0.5, -0.25]));
-    let prompt = model.requests.lock().unwrap()[0].prompt.clone();
+    let prompt = model.requests()[0].prompt.clone();
     assert_eq!(prompt, Prompt::Tokens(vec![TokenId(1), TokenId(2)]));
     let body = json!({"model": "m", "prompt": "a", "stream": true});
     let events = post(server.addr(), "/v1/completions", &body).events();
@@ -168,7 +167,7 @@ fn failures_before_content_have_a_status_and_after_it_an_event() {
         (ErrorKind::Engine, 500),
         (ErrorKind::EngineDied, 500),
     ] {
-        let model = Scripted::new(vec![Step::Fail(kind)]);
+        let model = Scripted::new(vec![Step::fail(kind)]);
         let server = server(&model);
         for stream in [false, true] {
             let reply = post_chat(server.addr(), json!({"stream": stream}));
@@ -177,7 +176,7 @@ fn failures_before_content_have_a_status_and_after_it_an_event() {
         }
         assert_eq!(server.stats().models["m"].failed, 2);
     }
-    let model = Scripted::new(vec![Step::Say("half"), Step::Fail(ErrorKind::Truncated)]);
+    let model = Scripted::new(vec![Step::say("half"), Step::fail(ErrorKind::Truncated)]);
     let server = server(&model);
     let reply = post_chat(server.addr(), json!({"stream": true}));
     assert_eq!(reply.status, 200);
@@ -195,7 +194,7 @@ fn a_client_that_leaves_cancels_its_generation() {
     for (steps, stream) in [
         (vec![wait.clone()], false),
         (vec![wait.clone()], true),
-        (vec![Step::Say("a"), wait], true),
+        (vec![Step::say("a"), wait], true),
     ] {
         let model = Scripted::new(steps);
         let server = server(&model);
@@ -206,11 +205,11 @@ fn a_client_that_leaves_cancels_its_generation() {
             .write_all(&request(server.addr(), "POST", "/v1/chat/completions", headers, &body))
             .unwrap();
         within_a_second("started", || server.stats().models["m"].started == 1);
-        if stream && model.requests.lock().unwrap().len() == 1 {
+        if stream && model.requests().len() == 1 {
             std::thread::sleep(Duration::from_millis(50));
         }
         drop(client);
-        within_a_second("dropped", || model.n_dropped.load(Ordering::SeqCst) == 1);
+        within_a_second("dropped", || model.n_ended() == 1);
         within_a_second("cancelled", || server.stats().models["m"].cancelled == 1);
     }
 }
@@ -258,7 +257,7 @@ fn every_call_is_counted_and_journaled() {
 #[test]
 fn a_shutdown_lets_calls_end() {
     let model =
-        Scripted::new(vec![Step::Say("a"), Step::Wait(Duration::from_millis(300)), Step::Say("b")]);
+        Scripted::new(vec![Step::say("a"), Step::Wait(Duration::from_millis(300)), Step::say("b")]);
     let server = server(&model);
     let addr = server.addr();
     let client = std::thread::spawn(move || post_chat(addr, json!({"stream": true})));

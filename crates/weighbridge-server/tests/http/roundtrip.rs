@@ -44,9 +44,9 @@ fn open(
 #[test]
 fn text_reasoning_usage_and_log_probabilities_survive() {
     let steps = vec![
-        Step::Think("hm"),
-        Step::Token("Gr\u{fc}\u{df}e ", -0.5),
-        Step::Token("\u{1F600}", -0.25),
+        Step::think("hm"),
+        Step::token("Gr\u{fc}\u{df}e ", -0.5),
+        Step::token("\u{1F600}", -0.25),
         Step::End(StopReason::Length),
     ];
     let model = Scripted::new(steps);
@@ -68,7 +68,7 @@ fn text_reasoning_usage_and_log_probabilities_survive() {
             assert_eq!((&a.bytes, a.logprob, &a.top), (&b.bytes, b.logprob, &b.top));
             assert_eq!(a.rank, Some(0));
         }
-        let seen = model.requests.lock().unwrap().pop().unwrap();
+        let seen = model.requests().pop().unwrap();
         assert_eq!(seen, request);
     }
 }
@@ -85,7 +85,7 @@ fn tools_and_refusals_survive() {
         assert_eq!(completion.stop_reason, StopReason::ToolCalls);
         assert_eq!(completion.tool_calls[0].arguments, "{\"a\":1}");
     }
-    let refusing = Scripted::new(vec![Step::Say("no"), Step::End(StopReason::Refusal)]);
+    let refusing = Scripted::new(vec![Step::say("no"), Step::End(StopReason::Refusal)]);
     let server = server(&refusing);
     let backend = open(&server, json!({"stream": false})).unwrap();
     assert_eq!(Outcome::of(&backend.complete_blocking(&Request::user("Hi"))), Outcome::Refused);
@@ -101,7 +101,7 @@ fn row_78_failures_keep_their_class_and_no_half_answer_passes() {
         (ErrorKind::Engine, Outcome::ServerError),
         (ErrorKind::NotFound, Outcome::BadRequest),
     ] {
-        let server = server(&Scripted::new(vec![Step::Fail(kind)]));
+        let server = server(&Scripted::new(vec![Step::fail(kind)]));
         let backend = open(&server, json!({})).unwrap();
         let result = backend.complete_blocking(&Request::user("Hi"));
         if kind == ErrorKind::NotFound {
@@ -110,7 +110,7 @@ fn row_78_failures_keep_their_class_and_no_half_answer_passes() {
             assert_eq!(Outcome::of(&result), outcome, "{kind:?}");
         }
     }
-    let server = server(&Scripted::new(vec![Step::Say("half"), Step::Fail(ErrorKind::Overloaded)]));
+    let server = server(&Scripted::new(vec![Step::say("half"), Step::fail(ErrorKind::Overloaded)]));
     let backend = open(&server, json!({})).unwrap();
     let result = backend.complete_blocking(&Request::user("Hi"));
     assert_eq!(Outcome::of(&result), Outcome::Overloaded);
@@ -119,7 +119,7 @@ fn row_78_failures_keep_their_class_and_no_half_answer_passes() {
 
 #[test]
 fn a_stop_at_the_client_ends_the_generation_at_the_server() {
-    let model = Scripted::new(vec![Step::Say("a"), Step::Wait(Duration::from_secs(60))]);
+    let model = Scripted::new(vec![Step::say("a"), Step::Wait(Duration::from_secs(60))]);
     let server = server(&model);
     let backend = open(&server, json!({})).unwrap();
     let completion =
@@ -130,7 +130,7 @@ fn a_stop_at_the_client_ends_the_generation_at_the_server() {
 
 #[test]
 fn a_token_opens_the_server() {
-    let backend: Arc<dyn Backend> = Scripted::new(vec![Step::Say("a")]);
+    let backend: Arc<dyn Backend> = Scripted::new(vec![Step::say("a")]);
     let server = Server::new([("m".to_owned(), backend)])
         .with_token(Secret::new("t0ken"))
         .spawn(free())
@@ -145,7 +145,7 @@ fn a_token_opens_the_server() {
 #[test]
 fn many_calls_at_once_are_neither_lost_nor_doubled() {
     let model =
-        Scripted::new(vec![Step::Say("a"), Step::Wait(Duration::from_millis(1)), Step::Say("b")]);
+        Scripted::new(vec![Step::say("a"), Step::Wait(Duration::from_millis(1)), Step::say("b")]);
     let server = server(&model);
     let backend = open(&server, json!({"max_concurrency": 16})).unwrap();
     std::thread::scope(|scope| {
@@ -159,5 +159,5 @@ fn many_calls_at_once_are_neither_lost_nor_doubled() {
     });
     let stats = server.stats().models["m"];
     assert_eq!((stats.started, stats.completed), (400, 400));
-    assert_eq!(model.requests.lock().unwrap().len(), 400);
+    assert_eq!(model.requests().len(), 400);
 }

@@ -20,9 +20,9 @@ fn the_official_python_client_understands_the_server() {
         return;
     }
     let whole: Arc<dyn Backend> =
-        Scripted::new(vec![Step::Token("Hel", -0.5), Step::Token("lo", -0.25)]);
+        Scripted::new(vec![Step::token("Hel", -0.5), Step::token("lo", -0.25)]);
     let half: Arc<dyn Backend> =
-        Scripted::new(vec![Step::Say("half"), Step::Fail(ErrorKind::Engine)]);
+        Scripted::new(vec![Step::say("half"), Step::fail(ErrorKind::Engine)]);
     let tools: Arc<dyn Backend> =
         Scripted::new(vec![Step::Call("f", "{\"a\":1}"), Step::End(StopReason::ToolCalls)]);
     let names = ["m", "half", "tools"].map(str::to_owned);

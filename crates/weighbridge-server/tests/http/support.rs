@@ -1,147 +1,15 @@
-//! A backend that follows a script, and a client that sends bytes.
+//! A server over a scripted backend, and a client that sends bytes.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use serde_json::{Value, json};
-use weighbridge_core::{
-    Backend, Capabilities, Completion, ConstraintKind, Error, ErrorKind, Event, EventSink,
-    ModelCard, Placement, Request, RequestOption, Result, StopReason, TokenLogprob, ToolCall,
-    TopLogprob, Usage, Weights,
-};
+use weighbridge_core::Backend;
 use weighbridge_server::{Limits, Running, Server};
-
-/// What the scripted model does, piece by piece.
-#[derive(Clone, Debug)]
-pub(crate) enum Step {
-    Say(&'static str),
-    Think(&'static str),
-    Token(&'static str, f64),
-    Call(&'static str, &'static str),
-    Wait(Duration),
-    Fail(ErrorKind),
-    End(StopReason),
-}
-
-#[derive(Debug)]
-pub(crate) struct Scripted {
-    card: ModelCard,
-    capabilities: Capabilities,
-    steps: Vec<Step>,
-    pub(crate) requests: Mutex<Vec<Request>>,
-    pub(crate) n_dropped: Arc<AtomicUsize>,
-}
-
-impl Scripted {
-    pub(crate) fn new(steps: Vec<Step>) -> Arc<Self> {
-        use RequestOption as O;
-        let mut capabilities = Capabilities::none().with_options([
-            O::ChatPrompt,
-            O::TextPrompt,
-            O::TokenPrompt,
-            O::Temperature,
-            O::TopP,
-            O::Seed,
-            O::Stop,
-            O::MaxTokens,
-            O::Logprobs,
-            O::Tools,
-            O::ToolChoice,
-            O::Constraint,
-        ]);
-        capabilities.max_top_logprobs = 5;
-        capabilities.constraints = vec![ConstraintKind::JsonSchema];
-        Arc::new(Self {
-            card: ModelCard::new("scripted", "test", Weights::Open, Placement::InProcess),
-            capabilities,
-            steps,
-            requests: Mutex::default(),
-            n_dropped: Arc::default(),
-        })
-    }
-}
-
-struct CountDrop(Arc<AtomicUsize>);
-
-impl Drop for CountDrop {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-#[async_trait]
-impl Backend for Scripted {
-    fn card(&self) -> &ModelCard {
-        &self.card
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
-
-    async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
-        let _dropped = CountDrop(Arc::clone(&self.n_dropped));
-        self.capabilities.check(request)?;
-        self.requests.lock().unwrap().push(request.clone());
-        let mut completion = Completion::new("", StopReason::Stop);
-        completion.usage = Usage::new(7, 3);
-        let mut tokens = Vec::new();
-        for step in &self.steps {
-            match step {
-                Step::Say(text) => {
-                    completion.text.push_str(text);
-                    let _ = sink.push(Event::Text((*text).into()));
-                }
-                Step::Think(text) => {
-                    completion.reasoning.push_str(text);
-                    let _ = sink.push(Event::Reasoning((*text).into()));
-                }
-                Step::Token(text, logprob) => {
-                    let bytes = text.as_bytes().to_vec();
-                    let mut token = TokenLogprob::new(None, bytes.clone(), Some(*logprob));
-                    token.top = vec![
-                        TopLogprob::new(None, bytes, *logprob),
-                        TopLogprob::new(None, b"other".to_vec(), logprob - 1.0),
-                    ];
-                    if request.logprobs.is_some() {
-                        tokens.push(token.clone());
-                        let _ = sink.push(Event::Tokens(vec![token].into()));
-                    }
-                    completion.text.push_str(text);
-                    let _ = sink.push(Event::Text((*text).into()));
-                }
-                Step::Call(name, arguments) => {
-                    let index = completion.tool_calls.len();
-                    let id = format!("call-{index}");
-                    let _ = sink.push(Event::ToolStart {
-                        index,
-                        id: id.as_str().into(),
-                        name: (*name).into(),
-                    });
-                    for fragment in [&arguments[..1], &arguments[1..]] {
-                        let _ = sink.push(Event::ToolArgs { index, fragment: fragment.into() });
-                    }
-                    let _ = sink.push(Event::ToolEnd { index });
-                    completion.tool_calls.push(ToolCall::new(id, *name, *arguments));
-                }
-                Step::Wait(time) => tokio::time::sleep(*time).await,
-                Step::Fail(kind) => {
-                    return Err(Error::new(*kind, "the script failed"));
-                }
-                Step::End(reason) => completion.stop_reason = reason.clone(),
-            }
-        }
-        if request.logprobs.is_some() {
-            completion.logprobs = Some(tokens);
-        }
-        Ok(completion)
-    }
-}
+pub(crate) use weighbridge_testkit::{Scripted, Step};
 
 pub(crate) fn server(model: &Arc<Scripted>) -> Running {
     server_with(model, Limits::default())

@@ -1,5 +1,6 @@
 //! Two candidates on the same samples: where they agree, where they differ, where one fails.
 
+mod agreement;
 mod evidence;
 mod numbers;
 mod slices;
@@ -15,6 +16,8 @@ use crate::run::CallId;
 use crate::scoring::{RowScore, Scores};
 use crate::suite::Decision;
 
+pub(crate) use agreement::nats;
+pub use agreement::{Agreement, LogprobDifference, LogprobGap};
 pub use evidence::{Cause, Evidence, EvidenceKind};
 pub(crate) use evidence::{grouped, thousands as count};
 pub(crate) use numbers::power_line;
@@ -105,15 +108,8 @@ pub struct Comparison {
     pub n_withheld: u64,
     /// Samples outside of the comparison, because nothing says what is right.
     pub n_unscored: u64,
-    /// The 2×2 table, for scores that are only right or wrong.
-    pub table: Option<PairTable>,
-    /// Exact McNemar of that table, two-sided. Where samples are clustered it takes them as
-    /// independent, and the test of [`Difference`] decides.
-    pub mcnemar_p: Option<f64>,
-    /// Samples whose answers are the same text but for white space, of those both answered.
-    pub n_same_answer: u64,
-    /// Samples that both answered.
-    pub n_both_answered: u64,
+    /// How alike they answer.
+    pub agreement: Agreement,
     /// Who failed outright.
     pub failures: Failures,
     /// Candidate minus reference, over the pairs.
@@ -154,6 +150,19 @@ impl Fill {
 }
 
 impl Pairs {
+    fn new(plan: &Plan, scores: &Scores, reference_idx: usize, candidate_idx: usize) -> Self {
+        let n_rows = plan.dataset.rows.len();
+        let rows = |arm_idx| match plan.evaluators.is_empty() {
+            true => vec![RowScore::Unscored; n_rows],
+            false => (0..n_rows).map(|row_idx| scores.row(0, arm_idx, row_idx)).collect(),
+        };
+        Self {
+            reference: rows(reference_idx),
+            candidate: rows(candidate_idx),
+            clusters: cluster_ids(plan),
+        }
+    }
+
     fn scored(
         &self,
         keep: impl Fn(usize) -> bool,
@@ -227,6 +236,18 @@ impl Pairs {
     }
 }
 
+/// How alike two candidates answer that are not held against each other.
+pub fn agreement(
+    plan: &Plan,
+    observations: &HashMap<CallId, ObservationRecord>,
+    scores: &Scores,
+    reference_idx: usize,
+    candidate_idx: usize,
+) -> Agreement {
+    let pairs = Pairs::new(plan, scores, reference_idx, candidate_idx);
+    agreement::agreement(plan, observations, &pairs, reference_idx, candidate_idx)
+}
+
 /// Holds one candidate against another, every claim at this confidence level.
 pub fn compare(
     plan: &Plan,
@@ -239,21 +260,12 @@ pub fn compare(
     let decision = &Decision { confidence: level, ..plan.suite.decision.clone() };
     let has_evaluator = !plan.evaluators.is_empty();
     let n_rows = plan.dataset.rows.len();
-    let rows = |arm_idx| match has_evaluator {
-        true => (0..n_rows).map(|row_idx| scores.row(0, arm_idx, row_idx)).collect(),
-        false => vec![RowScore::Unscored; n_rows],
-    };
-    let pairs = Pairs {
-        reference: rows(reference_idx),
-        candidate: rows(candidate_idx),
-        clusters: cluster_ids(plan),
-    };
+    let pairs = Pairs::new(plan, scores, reference_idx, candidate_idx);
     let scored = pairs.complete(|_| true);
     let difference = numbers::difference(&scored, level);
     let answers = |arm_idx| answers_of(plan, observations, arm_idx);
     let (reference_answers, candidate_answers) = (answers(reference_idx), answers(candidate_idx));
     let failures = failures(&reference_answers, &candidate_answers);
-    let (n_same_answer, n_both_answered) = agreement(&reference_answers, &candidate_answers);
     let filled = |a, b| numbers::difference(&pairs.filled(|_| true, a, b), level);
     let missing = pairs.has_missing(|_| true).then(|| MissingAnalysis {
         available: difference.clone(),
@@ -282,10 +294,7 @@ pub fn compare(
         n_pairs: scored.len() as u64,
         n_withheld: pairs.n_either(RowScore::Withheld),
         n_unscored: if has_evaluator { pairs.n_either(RowScore::Unscored) } else { 0 },
-        mcnemar_p: scored.table().and_then(|table| numbers::mcnemar(&table)),
-        table: scored.table(),
-        n_same_answer,
-        n_both_answered,
+        agreement: agreement::agreement(plan, observations, &pairs, reference_idx, candidate_idx),
         failures,
         difference,
         missing,
@@ -365,20 +374,6 @@ fn failures(reference: &[Said<'_>], candidate: &[Said<'_>]) -> Failures {
     failures
 }
 
-fn agreement(reference: &[Said<'_>], candidate: &[Said<'_>]) -> (u64, u64) {
-    let mut same = 0;
-    let mut both = 0;
-    for pair in reference.iter().zip(candidate) {
-        if let (Said::Answer(a), Said::Answer(b)) = pair {
-            both += 1;
-            if a.split_whitespace().eq(b.split_whitespace()) {
-                same += 1;
-            }
-        }
-    }
-    (same, both)
-}
-
 /// Formats percentage points with sign, as in `−3.3`.
 pub(crate) fn points(value: f64) -> String {
     let rounded = (value * 10.0).round() / 10.0;
@@ -413,6 +408,5 @@ mod tests {
         let failures = failures(&reference, &candidate);
         assert_eq!((failures.only_reference, failures.only_candidate, failures.both), (1, 0, 1));
         assert_eq!(failures.p_value, Some(1.0));
-        assert_eq!(agreement(&reference, &candidate), (1, 1));
     }
 }

@@ -36,8 +36,13 @@ pub fn build(plan: &Plan, result: &RunResult) -> (Report, Vec<SampleLine>) {
         .collect();
     // The best of several is chosen, so the error rate is shared out among them.
     let alpha = (1.0 - plan.suite.decision.confidence) / challengers.len().max(1) as f64;
-    let comparisons =
-        challengers.into_iter().map(|i| compare(current_idx, i, 1.0 - alpha)).collect();
+    let comparisons = challengers.iter().map(|i| compare(current_idx, *i, 1.0 - alpha)).collect();
+    let other_pairs = challengers
+        .iter()
+        .enumerate()
+        .flat_map(|(n, a)| challengers[n + 1..].iter().map(move |b| (*a, *b)))
+        .map(|(a, b)| compare::agreement(plan, &result.observations, &scores, a, b))
+        .collect();
     let controls = plan.suite.controls.iter().map(|c| control(plan, c, &compare)).collect();
     let suite = &plan.suite;
     let mut report = Report {
@@ -67,6 +72,7 @@ pub fn build(plan: &Plan, result: &RunResult) -> (Report, Vec<SampleLine>) {
         host: HostFacts::current(),
         candidates: (0..plan.arms.len()).map(|i| candidate(plan, result, &scores, i)).collect(),
         comparisons,
+        other_pairs,
         controls,
         verdict: Verdict {
             action: Action::NotEnoughEvidence,

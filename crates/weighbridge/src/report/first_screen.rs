@@ -36,6 +36,13 @@ pub enum Line {
         /// The text.
         text: String,
     },
+    /// How alike two candidates answer that run the same weights.
+    Agreement {
+        /// The one that is held against the candidate in use.
+        candidate: String,
+        /// The text.
+        text: String,
+    },
     /// A control's result.
     Control {
         /// Whether it came out as it must.
@@ -69,6 +76,12 @@ pub fn first_screen(report: &Report, samples: &[SampleLine]) -> Vec<Line> {
         lines.push(Line::Notice { text: notice.clone() });
     }
     lines.push(Line::Action { text: report.verdict.sentence.clone() });
+    for comparison in report.comparisons.iter().filter(|c| c.agreement.is_same_weights) {
+        lines.push(Line::Agreement {
+            candidate: comparison.candidate.clone(),
+            text: comparison.agreement.in_words(),
+        });
+    }
     for axis in &report.verdict.axes {
         let bearing = match axis.bearing {
             Bearing::Decides => "decides",

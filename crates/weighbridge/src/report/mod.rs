@@ -13,7 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use weighbridge_core::{Error, ErrorKind, ModelCard, Result};
 
-use crate::compare::{Comparison, Interval};
+use crate::compare::{Agreement, Comparison, Interval};
 use crate::suite::{Decision, Price, RequestSettings};
 use crate::verdict::Verdict;
 
@@ -54,6 +54,8 @@ pub struct Report {
     pub candidates: Vec<CandidateReport>,
     /// Every challenger against the candidate in use.
     pub comparisons: Vec<Comparison>,
+    /// How alike challengers answer that are not held against each other.
+    pub other_pairs: Vec<Agreement>,
     /// Comparisons whose result was known beforehand.
     pub controls: Vec<ControlReport>,
     /// What follows.

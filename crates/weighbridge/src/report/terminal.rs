@@ -63,6 +63,9 @@ fn block(line: Line) -> Block {
             };
             block(format!("  {name:<8} {bearing:<15} "), text, code, 1)
         }
+        Line::Agreement { candidate, text } => {
+            block(format!("  alike    {:<15} ", clip(&candidate, 15)), text, "1", 1)
+        }
         Line::Control { result, text } => {
             let (word, code) = match result {
                 ControlResult::AsExpected => ("as expected", "2"),

@@ -158,6 +158,10 @@ pub struct Candidate {
     /// Who holds the weights, where the provider cannot know: a server behind a URL.
     #[serde(default)]
     pub weights: Option<Weights>,
+    /// The model whose weights these are, in any words: candidates that say the same run one model
+    /// in another engine, file format or precision, and the report says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_of: Option<String>,
     /// Options of the provider.
     #[serde(default)]
     pub options: Map<String, Value>,

@@ -301,6 +301,18 @@ target = "answer"
     }
 
     #[test]
+    fn the_suite_of_engines_holds_one_model_in_all_of_them() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/suites/engines.toml");
+        let suite = read(&path).unwrap();
+        assert_eq!(suite.candidates.len(), 4);
+        for candidate in &suite.candidates {
+            assert_eq!(candidate.weights_of.as_deref(), Some("triage-open"), "{}", candidate.name);
+            let file = suite.resolve(Path::new(&suite.model(candidate).unwrap().location));
+            assert!(file.exists(), "{}", file.display());
+        }
+    }
+
+    #[test]
     fn nearest_does_not_guess_wildly() {
         assert_eq!(nearest("promt", ["prompt", "data"]), Some("prompt"));
         assert_eq!(nearest("zzz", ["prompt", "data"]), None);

@@ -8,6 +8,7 @@ mod charts;
 mod escape;
 mod numbers;
 mod page;
+mod pairs;
 mod provenance;
 mod quality;
 mod running;

@@ -71,6 +71,7 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
     let mut action = Markup::default();
     let mut axes = Table::new("What bears on the decision", &["axis", "bearing", "what was found"]);
     let mut warnings = Vec::new();
+    let mut agreements = Vec::new();
     let mut controls = Vec::new();
     let mut disagreements = Vec::new();
     let mut next = None;
@@ -88,6 +89,9 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
             }
             Line::Warning { text } => {
                 warnings.push(el("li").with(badge("! note", "bad")).with(" ").with(text));
+            }
+            Line::Agreement { candidate, text } => {
+                agreements.push(el("li").with(el("strong").with(candidate)).with(" ").with(text));
             }
             Line::Control { result, text } => {
                 controls.push(el("li").with(control_badge(*result)).with(" ").with(text));
@@ -117,6 +121,7 @@ pub(super) fn first_screen(report: &Report, lines: &[Line]) -> Element {
         )
         .with(el("p").class("quiet").with(facts))
         .with(action)
+        .with(list("The same weights as the candidate in use", agreements))
         .with(has_axes.then(|| axes.class("axes").finish()))
         .with(list("Broken off", warnings))
         .with(list("Controls", controls))

@@ -10,6 +10,7 @@ use super::numbers::{
 use super::page::{
     Table, badge, callout, candidate_label, control_badge, long, section, subheading,
 };
+use super::pairs;
 use crate::compare::{
     Cause, Comparison, Difference, EvidenceKind, Failures, MIN_PAIRS, MissingAnalysis, PairTable,
     SliceComparison, SliceFinding, points,
@@ -32,6 +33,7 @@ pub(super) fn quality(report: &Report) -> Element {
         body.push(subheading(&heading).with(" ").with(badge(role, "plain")));
         body.push(scores(&weighed, &evaluator.name, report.decision.confidence));
     }
+    body.push(pairs::pair_by_pair(report));
     for comparison in &report.comparisons {
         let title = format!("{} against {}", comparison.candidate, comparison.reference);
         body.push(subheading(&title).with(" ").with(evidence_badge(comparison)));
@@ -218,10 +220,6 @@ fn held_against(report: &Report, comparison: &Comparison) -> Markup {
             ))
             .with(fact("Interval", difference.method.clone()));
     }
-    if let Some(p) = comparison.mcnemar_p {
-        facts =
-            facts.with(fact("Exact McNemar", format!("{} (samples as independent)", p_value(p))));
-    }
     facts = facts
         .with((comparison.n_withheld > 0).then(|| {
             fact(
@@ -246,19 +244,12 @@ fn held_against(report: &Report, comparison: &Comparison) -> Markup {
                 counted(report.data.n_samples as u64, "sample")
             ),
         ))
-        .with(fact(
-            "Same answer",
-            format!(
-                "{} of {} that both answered (agreement is not accuracy)",
-                part(comparison.n_same_answer, comparison.n_both_answered),
-                whole(comparison.n_both_answered)
-            ),
-        ));
+        .with(pairs::facts(&comparison.agreement));
     facts = facts.with(power_facts(report, comparison));
     body.push(facts);
     let tables = el("div")
         .class("side-by-side")
-        .with(comparison.table.as_ref().map(|table| pair_table(comparison, table)))
+        .with(comparison.agreement.table.as_ref().map(|table| pair_table(comparison, table)))
         .with(failure_table(report, comparison));
     body.push(tables);
     if let Some(missing) = &comparison.missing {
@@ -270,7 +261,7 @@ fn held_against(report: &Report, comparison: &Comparison) -> Markup {
     body
 }
 
-fn fact(term: &'static str, text: impl Into<Markup>) -> Element {
+pub(super) fn fact(term: &'static str, text: impl Into<Markup>) -> Element {
     el("div").with(el("dt").with(term)).with(el("dd").with(text))
 }
 

@@ -8,8 +8,9 @@ use weighbridge_core::{EngineInfo, ModelCard, Placement, Score, Weights};
 use super::page::SECTIONS;
 use super::render;
 use crate::compare::{
-    Cause, Comparison, Difference, Evidence, EvidenceKind, Failures, Interval, MissingAnalysis,
-    PairTable, Power, SliceComparison, SliceFinding,
+    Agreement, Cause, Comparison, Difference, Evidence, EvidenceKind, Failures, Interval,
+    LogprobDifference, LogprobGap, MissingAnalysis, PairTable, Power, SliceComparison,
+    SliceFinding,
 };
 use crate::record::{ErrorRecord, ToolCallRecord};
 use crate::report::{
@@ -109,6 +110,29 @@ fn candidate(
     }
 }
 
+fn agreement(reference: &str, candidate: &str) -> Agreement {
+    Agreement {
+        reference: reference.into(),
+        candidate: candidate.into(),
+        is_same_weights: false,
+        n_both_answered: 296,
+        n_same_answer: 250,
+        same_answer_interval: Some(interval(0.798, 0.882)),
+        table: Some(PairTable { both: 255, only_reference: 27, only_candidate: 5, neither: 9 }),
+        mcnemar_p: Some(0.000_1),
+        logprobs: LogprobGap::Measured(LogprobDifference {
+            mean_abs: 0.0123,
+            interval: Some(interval(0.0101, 0.0145)),
+            max_abs: 1.25,
+            max_sample: HOSTILE.into(),
+            n_tokens: 8_123,
+            n_samples: 290,
+            n_whole: 250,
+            not_aligned: counts(&[("the first token differs", 6)]),
+        }),
+    }
+}
+
 fn comparison(reference: &str, candidate: &str) -> Comparison {
     let slice = |name: &str, n, points: f64, half: f64, p, finding| SliceComparison {
         slice: name.into(),
@@ -126,10 +150,7 @@ fn comparison(reference: &str, candidate: &str) -> Comparison {
         n_pairs: 296,
         n_withheld: 0,
         n_unscored: 0,
-        mcnemar_p: Some(0.000_1),
-        table: Some(PairTable { both: 255, only_reference: 27, only_candidate: 5, neither: 9 }),
-        n_same_answer: 250,
-        n_both_answered: 296,
+        agreement: agreement(reference, candidate),
         failures: Failures { only_reference: 2, only_candidate: 1, both: 1, p_value: Some(1.0) },
         difference: difference(-7.4, -11.3, -3.7, 0.000_1),
         missing: Some(MissingAnalysis {
@@ -222,6 +243,7 @@ fn report() -> Report {
         host: HostFacts { os: "linux".into(), arch: "x86_64".into(), ..HostFacts::default() },
         candidates: vec![large, open, damaged],
         comparisons: vec![comparison("triage-large", "triage-open")],
+        other_pairs: Vec::new(),
         controls: vec![
             ControlReport {
                 name: "same model twice".into(),
@@ -477,9 +499,13 @@ fn an_empty_report_still_has_every_section() {
         cause: Some(Cause::NoGoldAnswers),
         sentence: "nothing says which answer is right".into(),
     };
-    (bare.table, bare.difference, bare.missing) = (None, None, None);
+    (bare.agreement.table, bare.difference, bare.missing) = (None, None, None);
+    let reason = "a gave no log-probabilities".to_owned();
+    bare.agreement.logprobs = LogprobGap::NotDefined { reason };
     bare.power = Power { detectable_points: None, n_if_real: None, n_if_zero: None };
     bare.slices.clear();
     empty.comparisons.push(bare);
-    assert!(render(&empty, &[]).contains("Nothing says which answer is right."));
+    let html = render(&empty, &[]);
+    assert!(html.contains("Nothing says which answer is right."));
+    assert_eq!(html.matches("not defined: a gave no log-probabilities").count(), 2);
 }
