@@ -40,9 +40,32 @@ pub(crate) enum Section {
     Deviation,
 }
 
+impl Section {
+    /// The models it takes, the one that tells most in the least time first.
+    fn models(self) -> &'static [&'static str] {
+        match self {
+            Self::Memory => &["qwen2-896-q8_0"],
+            Self::Single => &[
+                "smol-135m-q4_0",
+                "smol-135m-q8_0",
+                "smol-135m-q4_k",
+                "qwen2-896-q4_0",
+                "qwen2-896-q8_0",
+                "qwen2-896-q4_k",
+            ],
+            Self::Batch | Self::Load | Self::Choice => &["smol-135m-q8_0", "qwen2-896-q4_0"],
+            Self::Candle => &["qwen2-1024-q8_0", "qwen2-1024-q4_k"],
+            Self::Stock => &["qwen2-896-q8_0", "qwen2-896-q4_0", "qwen2-1024-q4_0"],
+            Self::Deviation => &["smol-135m-q8_0"],
+        }
+    }
+}
+
 /// How much is measured.
 #[derive(Debug)]
 pub(crate) struct Sizes {
+    /// Models of each part.
+    pub(crate) n_models: usize,
     pub(crate) n_rounds: usize,
     pub(crate) n_prompt: usize,
     pub(crate) n_generated: usize,
@@ -55,6 +78,7 @@ pub(crate) struct Sizes {
 impl Sizes {
     pub(crate) fn full(n_rounds: usize) -> Self {
         Self {
+            n_models: usize::MAX,
             n_rounds,
             n_prompt: 512,
             n_generated: 128,
@@ -67,6 +91,7 @@ impl Sizes {
     /// To see that everything works; the numbers mean little.
     pub(crate) fn quick() -> Self {
         Self {
+            n_models: 1,
             n_rounds: 1,
             n_prompt: 128,
             n_generated: 16,
@@ -99,41 +124,29 @@ const N_ANSWER: usize = 32;
 impl Bench {
     /// Runs one section.
     pub(crate) fn run(&mut self, section: Section) -> Result<()> {
-        match section {
-            Section::Memory => self.memory("qwen2-896-q8_0"),
-            Section::Single => {
-                for shape in ["qwen2-896", "smol-135m"] {
-                    for format in ["q4_0", "q8_0", "q4_k"] {
-                        let goals = (goals::PREFILL, goals::DECODE);
-                        self.beside_llama_bench(LLAMA_CPP, &format!("{shape}-{format}"), goals)?;
-                    }
+        let mut models = section.models().to_vec();
+        models.truncate(self.sizes.n_models);
+        for model in models {
+            match section {
+                Section::Memory => self.memory(model),
+                Section::Single => {
+                    self.beside_llama_bench(LLAMA_CPP, model, (goals::PREFILL, goals::DECODE))
                 }
-                Ok(())
-            }
-            Section::Batch => self.batch("qwen2-896-q8_0"),
-            Section::Load => {
-                self.load("smol-135m-q8_0")?;
-                self.load("qwen2-896-q4_0")
-            }
-            Section::Choice => {
-                self.choice("smol-135m-q8_0")?;
-                self.choice("qwen2-896-q4_0")
-            }
-            Section::Candle => {
-                let goals = (goals::CANDLE_PREFILL, goals::CANDLE_DECODE);
-                self.beside_llama_bench(CANDLE, "qwen2-1024-q8_0", goals)?;
-                self.beside_llama_bench(CANDLE, "qwen2-1024-q4_k", goals)
-            }
-            Section::Stock => {
-                self.beside_stock("qwen2-896-q8_0")?;
-                self.beside_stock("qwen2-896-q4_0")?;
-                self.beside_stock("qwen2-1024-q4_0")
-            }
-            Section::Deviation => {
-                self.deviation(LLAMA_CPP, "qwen2-896-q8_0")?;
-                self.deviation(CANDLE, "qwen2-1024-q8_0")
-            }
+                Section::Batch => self.batch(model),
+                Section::Load => self.load(model),
+                Section::Choice => self.choice(model),
+                Section::Candle => {
+                    let goals = (goals::CANDLE_PREFILL, goals::CANDLE_DECODE);
+                    self.beside_llama_bench(CANDLE, model, goals)
+                }
+                Section::Stock => self.beside_stock(model),
+                Section::Deviation => {
+                    self.deviation(LLAMA_CPP, model)?;
+                    self.deviation(CANDLE, model)
+                }
+            }?;
         }
+        Ok(())
     }
 
     fn file(&self, model: &str) -> PathBuf {
@@ -141,7 +154,15 @@ impl Bench {
     }
 
     fn open(&mut self, provider: &str, model: &str) -> Result<Ours> {
-        let mut options = Map::new();
+        self.open_with(provider, model, Map::new())
+    }
+
+    fn open_with(
+        &mut self,
+        provider: &str,
+        model: &str,
+        mut options: Map<String, Value>,
+    ) -> Result<Ours> {
         if provider == LLAMA_CPP {
             options.insert("threads".to_owned(), self.n_threads.into());
         }
@@ -156,7 +177,10 @@ impl Bench {
     fn memory(&mut self, model: &str) -> Result<()> {
         let file = self.file(model).canonicalize()?;
         let before = memory(&file);
-        let ours = self.open(LLAMA_CPP, model)?;
+        // Few positions, so that keys and values do not hide a copy of the weights.
+        let n_positions = json!({ "n_ctx": 1024, "n_ctx_total": 1024 });
+        let options = n_positions.as_object().cloned().unwrap_or_default();
+        let ours = self.open_with(LLAMA_CPP, model, options)?;
         let after = memory(&file);
         ours.close()?;
         let (Some(before), Some(after)) = (before, after) else {
