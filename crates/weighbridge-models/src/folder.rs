@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use weighbridge_core::{Error, ErrorKind, Result};
 
 use crate::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
+use crate::decoder::{DecoderConfig, Naming};
 use crate::files::{fault, open_regular, read_small, shown};
-use crate::hf_config::{CONFIG_FILE, HfConfig};
+use crate::hf_config::{self, CONFIG_FILE};
 use crate::safetensors::{pickle_kind, pickle_refused};
 
 /// Name of the tokenizer's definition.
@@ -28,7 +29,7 @@ pub struct ModelFolder {
     /// Its last component: the model's name.
     pub name: String,
     /// Shape and conventions.
-    pub config: HfConfig,
+    pub config: DecoderConfig,
     /// Opened weights that have every tensor of the configuration in its shape, and no others that
     /// matter.
     pub weights: Checkpoint,
@@ -84,7 +85,7 @@ fn missing(path: &Path, file: &str, remedy: &str) -> Error {
 }
 
 /// What must be there, and the configuration.
-fn check_files(path: &Path) -> Result<HfConfig> {
+fn check_files(path: &Path) -> Result<DecoderConfig> {
     if !path.exists() {
         return Err(Error::new(
             ErrorKind::NotFound,
@@ -105,7 +106,7 @@ fn check_files(path: &Path) -> Result<HfConfig> {
     if !path.join(CONFIG_FILE).exists() {
         return Err(missing(path, CONFIG_FILE, "put the model's configuration there"));
     }
-    let config = HfConfig::read(&path.join(CONFIG_FILE))?;
+    let config = hf_config::read(&path.join(CONFIG_FILE))?;
     if !path.join(SINGLE_FILE).exists() && !path.join(INDEX_FILE).exists() {
         return Err(no_weights(path));
     }
@@ -158,8 +159,8 @@ fn no_weights(path: &Path) -> Error {
 }
 
 /// Every tensor of the configuration is there in its shape, and no other that would be ignored.
-fn check_tensors(config: &HfConfig, weights: &Checkpoint) -> Result<()> {
-    let expected = config.tensors();
+fn check_tensors(config: &DecoderConfig, weights: &Checkpoint) -> Result<()> {
+    let expected = config.tensors(Naming::HuggingFace);
     for (name, shape) in &expected {
         let Some(tensor) = weights.tensor(name) else {
             let file = weights.files().next().unwrap_or(Path::new(""));

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use weighbridge_core::{Error, ErrorKind};
 use weighbridge_models::checkpoint::Checkpoint;
+use weighbridge_models::decoder::Naming;
 use weighbridge_models::folder::{ModelFolder, is_model_folder};
-use weighbridge_models::hf_config::HfConfig;
+use weighbridge_models::hf_config;
 
 const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":8,"intermediate_size":12,
     "num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"rms_norm_eps":1e-5,
@@ -35,7 +36,9 @@ fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
 }
 
 fn tensors() -> Vec<(String, Vec<u64>)> {
-    HfConfig::parse(CONFIG.as_bytes(), Path::new("config.json")).unwrap().tensors()
+    hf_config::parse(CONFIG.as_bytes(), Path::new("config.json"))
+        .unwrap()
+        .tensors(Naming::HuggingFace)
 }
 
 /// A folder that opens.

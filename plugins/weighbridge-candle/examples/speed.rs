@@ -1,13 +1,12 @@
-//! Tokens per second of a model folder, single and batched.
+//! Tokens per second of a model, single and batched.
 //!
 //! `cargo run --release -p weighbridge-candle --example speed -- fixtures/triage-open`
 
 use std::time::Instant;
 
-use weighbridge_candle::CandleEngine;
+use weighbridge_candle::{CandleEngine, ModelFiles};
 use weighbridge_core::{OpenContext, Result};
 use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
-use weighbridge_models::folder::ModelFolder;
 
 const N_PROMPT: usize = 100;
 const N_DECODE: usize = 30;
@@ -16,10 +15,10 @@ const N_ROUNDS: usize = 8;
 #[allow(clippy::print_stdout, reason = "it is a program")]
 fn main() -> Result<()> {
     for path in std::env::args().skip(1) {
-        let mut folder = ModelFolder::open(path.as_ref())?;
+        let mut files = ModelFiles::open(path.as_ref())?;
         let started = Instant::now();
-        let n_ctx = folder.config.max_positions.min(4096) as u32;
-        let mut engine = CandleEngine::load(&mut folder, n_ctx, &OpenContext::new(), 0.0)?;
+        let n_ctx = files.config().max_positions.min(4096) as u32;
+        let mut engine = CandleEngine::load(&mut files, n_ctx, &OpenContext::new(), 0.0)?;
         println!("{path}: loaded in {:.2} s", started.elapsed().as_secs_f64());
         for n_seqs in [1, 2, 4, 8, 16] {
             let mut best = (f64::MAX, f64::MAX);

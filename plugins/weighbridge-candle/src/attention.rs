@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::cache::LayerCache;
-use crate::ops::{LANES, lanes, load, mul_add, softmax, with_tile};
+use crate::ops::{LANES, lanes, load, mul_add, soft_cap, softmax, with_tile};
 
 /// Heads and their width.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,8 @@ pub(crate) struct Queries<'a> {
     pub(crate) first: usize,
     /// How many positions each sees, itself included; `None` for all.
     pub(crate) window: Option<usize>,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub(crate) cap: Option<f32>,
 }
 
 /// Multiply-adds for which a second thread is worth waking.
@@ -105,6 +107,9 @@ impl Attend<'_> {
                 for (query, out) in heads {
                     score::<S, V>(simd, query, keys, &mut scores);
                     let probabilities = &mut scores[seen.clone()];
+                    if let Some(cap) = self.queries.cap {
+                        soft_cap(probabilities, cap);
+                    }
                     softmax::<S, V>(simd, probabilities);
                     mix::<S, V>(simd, probabilities, values, out);
                 }
@@ -206,7 +211,7 @@ mod tests {
         }
         let rows = values(n_rows * heads.q_width());
         for window in [None, Some(600)] {
-            let queries = Queries { heads, rows: &rows, first: n_past, window };
+            let queries = Queries { heads, rows: &rows, first: n_past, window, cap: None };
             let attended = |n_threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
                 let mut out = vec![0f32; rows.len()];
@@ -243,7 +248,7 @@ mod tests {
         for first in 0..150 {
             for window in [None, Some(1), Some(5), Some(16), Some(100)] {
                 let mut out = [0f32; 6];
-                attend(Queries { heads, rows: &query, first, window }, layer, &mut out);
+                attend(Queries { heads, rows: &query, first, window, cap: None }, layer, &mut out);
                 let start = window.map_or(0, |window| (first + 1).saturating_sub(window));
                 let weight = |position: usize| {
                     let dot: f64 = (0..6)

@@ -1,14 +1,18 @@
-//! The decoder graph of the Llama family.
+//! The decoder graph.
+
+use std::ops::Range;
 
 use pulp::Arch;
 use weighbridge_core::Result;
-use weighbridge_models::hf_config::HfConfig;
+use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
 
 use crate::attention::{Heads, Queries, attend};
 use crate::cache::{Cache, CacheShape};
-use crate::ops::{RmsNorm, SiluMul, add, rotate};
+use crate::feed_forward::FeedForward;
+use crate::linear::Linear;
+use crate::ops::{RmsNorm, add, rotate, soft_cap};
 use crate::rope::Rope;
-use crate::weights::{Linear, Reader, Table};
+use crate::weights::{Matrix, Reader, Table};
 
 /// Most values of logits computed at once: rows of a large vocabulary are given out in blocks.
 const MAX_LOGITS: usize = 1 << 22;
@@ -18,10 +22,15 @@ const MAX_LOGITS: usize = 1 << 22;
 pub(crate) struct Decoder {
     heads: Heads,
     hidden_size: usize,
-    intermediate_size: usize,
     vocab_size: usize,
     eps: f32,
+    embedding_scale: f32,
+    attention_scale: f32,
+    attention_cap: Option<f32>,
+    logit_cap: Option<f32>,
     rope: Rope,
+    /// Of layers with a window, where they have other positions.
+    local_rope: Option<Rope>,
     embeddings: Table, // (vocab_size, hidden_size)
     layers: Vec<Layer>,
     norm: Vec<f32>, // (hidden_size,)
@@ -30,20 +39,24 @@ pub(crate) struct Decoder {
     arch: Arch,
 }
 
+/// Weights of normalisations have the width of what they normalise.
 #[derive(Debug)]
 struct Layer {
-    attention_norm: Vec<f32>, // (hidden_size,)
+    attention_norm: Option<Vec<f32>>,
     qkv: Linear,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
     out: Linear,
-    mlp_norm: Vec<f32>, // (hidden_size,)
-    gate_up: Linear,
-    down: Linear,
+    attention_post_norm: Option<Vec<f32>>,
+    mlp_norm: Option<Vec<f32>>,
+    feed_forward: FeedForward,
+    mlp_post_norm: Option<Vec<f32>>,
     window: Option<usize>,
 }
 
 /// New positions of one sequence within a batch.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Part<'a> {
+pub(crate) struct Segment<'a> {
     /// Index of the sequence's cache.
     pub(crate) cache_idx: usize,
     /// What is appended.
@@ -53,48 +66,78 @@ pub(crate) struct Part<'a> {
 }
 
 impl Decoder {
-    pub(crate) fn load(config: &HfConfig, reader: &mut Reader<'_>) -> Result<Self> {
+    /// Reads all weights. `n_ctx`: most positions of a sequence.
+    pub(crate) fn load(
+        config: &DecoderConfig,
+        n_ctx: usize,
+        reader: &mut Reader<'_>,
+    ) -> Result<Self> {
         let heads = Heads {
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
         };
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let embeddings = reader.table("model.embed_tokens.weight", hidden)?;
+        let (hidden, naming) = (config.hidden_size, reader.naming());
+        let offset = if config.is_norm_offset { 1.0 } else { 0.0 };
+        let embedding = DecoderConfig::embedding_name(naming);
+        let embeddings = reader.table(&format!("{embedding}.weight"), hidden)?;
         let mut layers = Vec::with_capacity(config.n_layers);
         for (layer_idx, window) in config.windows.iter().enumerate() {
-            let name = |part: &str| format!("model.layers.{layer_idx}.{part}");
-            let attention = |part: &str, n_out| (name(&format!("self_attn.{part}_proj")), n_out);
-            let mlp = |part: &str, n_out| (name(&format!("mlp.{part}_proj")), n_out);
+            let parts = config.parts(layer_idx);
+            let norm = |part, reader: &mut Reader<'_>| {
+                if !parts.iter().any(|(known, ..)| *known == part) {
+                    return Ok(None);
+                }
+                let name = config.name(naming, layer_idx, part, 0);
+                let weight = reader.vector(&format!("{name}.weight"))?;
+                Ok(Some(weight.into_iter().map(|weight| weight + offset).collect()))
+            };
             let (q, kv) = (heads.q_width(), heads.kv_width());
-            let qkv = [attention("q", q), attention("k", kv), attention("v", kv)];
+            // llama.cpp rotates neighbours in files of this architecture.
+            let is_paired =
+                naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);
+            let paired_heads = is_paired.then_some(config.head_dim);
+            let matrix = |part, n_out| Matrix::new(config.name(naming, layer_idx, part, 0), n_out);
+            let qkv = if config.is_fused() {
+                vec![matrix(Part::QueryKeyValue, q + 2 * kv)]
+            } else {
+                vec![
+                    Matrix { paired_heads, ..matrix(Part::Query, q) },
+                    Matrix { paired_heads, ..matrix(Part::Key, kv) },
+                    matrix(Part::Value, kv),
+                ]
+            };
             layers.push(Layer {
-                attention_norm: reader.vector(&name("input_layernorm.weight"))?,
+                attention_norm: norm(Part::AttentionNorm, reader)?,
                 qkv: reader.linear(&qkv, hidden, config.has_qkv_bias)?,
-                out: reader.linear(&[attention("o", hidden)], q, config.has_o_bias)?,
-                mlp_norm: reader.vector(&name("post_attention_layernorm.weight"))?,
-                gate_up: reader.linear(
-                    &[mlp("gate", inner), mlp("up", inner)],
-                    hidden,
-                    config.has_mlp_bias,
-                )?,
-                down: reader.linear(&[mlp("down", hidden)], inner, config.has_mlp_bias)?,
+                query_norm: norm(Part::QueryNorm, reader)?,
+                key_norm: norm(Part::KeyNorm, reader)?,
+                out: reader.linear(&[matrix(Part::Output, hidden)], q, config.has_o_bias)?,
+                attention_post_norm: norm(Part::AttentionPostNorm, reader)?,
+                mlp_norm: norm(Part::MlpNorm, reader)?,
+                feed_forward: FeedForward::load(config, layer_idx, reader)?,
+                mlp_post_norm: norm(Part::MlpPostNorm, reader)?,
                 window: *window,
             });
         }
-        let norm = reader.vector("model.norm.weight")?;
-        let head = if config.is_tied { "model.embed_tokens" } else { "lm_head" };
-        let head = reader.linear(&[(head.to_owned(), config.vocab_size)], hidden, false)?;
+        let norm = reader.vector(&format!("{}.weight", DecoderConfig::norm_name(naming)))?;
+        let head = if config.is_tied { embedding } else { DecoderConfig::head_name(naming) };
+        let head = Matrix::new(head.to_owned(), config.vocab_size);
+        let head = reader.linear(&[head], hidden, false)?;
         Ok(Self {
             heads,
             hidden_size: hidden,
-            intermediate_size: inner,
             vocab_size: config.vocab_size,
             eps: config.rms_norm_eps as f32,
-            rope: Rope::new(config),
+            embedding_scale: config.embedding_scale as f32,
+            attention_scale: config.attention_scale as f32,
+            attention_cap: config.attention_cap.map(|cap| cap as f32),
+            logit_cap: config.logit_cap.map(|cap| cap as f32),
+            rope: Rope::new(&config.rope, n_ctx),
+            local_rope: config.local_rope.as_ref().map(|rope| Rope::new(rope, n_ctx)),
             embeddings,
             layers,
-            norm,
+            norm: norm.into_iter().map(|weight| weight + offset).collect(),
             head,
             arch: Arch::new(),
         })
@@ -114,18 +157,24 @@ impl Decoder {
     /// All parts share the matrix products; attention goes sequence by sequence.
     pub(crate) fn forward(
         &mut self,
-        parts: &[Part<'_>],
+        parts: &[Segment<'_>],
         caches: &mut [Cache],
         rows: &mut dyn FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
         let n_reach =
             parts.iter().map(|part| caches[part.cache_idx].len() + part.tokens.len()).max();
         self.rope.reach(n_reach.unwrap_or(0));
+        if let Some(rope) = &mut self.local_rope {
+            rope.reach(n_reach.unwrap_or(0));
+        }
 
         let n_tokens: usize = parts.iter().map(|part| part.tokens.len()).sum();
         let mut x = Vec::with_capacity(n_tokens * self.hidden_size); // (n_rows, hidden_size)
         for token in parts.iter().flat_map(|part| part.tokens) {
             self.embeddings.row(*token as usize, &mut x);
+        }
+        if self.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|value| *value *= self.embedding_scale);
         }
         // Which of its tokens each part computes on: all, but in the last layer only the wanted.
         let mut firsts = vec![0; parts.len()];
@@ -142,8 +191,13 @@ impl Decoder {
                 }
             }
             let stride = layer.out.stride();
-            layer.out.forward(attended, |rows| add_rows(&mut x, rows, self.hidden_size, stride))?;
-            self.feed_forward(layer, &mut x)?;
+            let norm = layer.attention_post_norm.as_deref();
+            layer.out.forward(attended, |rows| self.add_rows(&mut x, rows, stride, norm))?;
+            let normed = self.normed(&x, layer.mlp_norm.as_deref());
+            let norm = layer.mlp_post_norm.as_deref();
+            layer.feed_forward.forward(self.arch, normed, self.hidden_size, |rows, stride| {
+                self.add_rows(&mut x, rows, stride, norm);
+            })?;
         }
         for part in parts {
             let cache = &mut caches[part.cache_idx];
@@ -158,78 +212,89 @@ impl Decoder {
         &self,
         layer: &Layer,
         layer_idx: usize,
-        parts: &[Part<'_>],
+        parts: &[Segment<'_>],
         firsts: &[usize],
         caches: &mut [Cache],
         x: &[f32],
     ) -> Result<Vec<f32>> {
         let heads = self.heads;
         let (q_width, kv_width, head_dim) = (heads.q_width(), heads.kv_width(), heads.head_dim);
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let normed = self.normed(x, &layer.attention_norm);
+        let rope = match &self.local_rope {
+            Some(rope) if layer.window.is_some() => rope,
+            _ => &self.rope,
+        };
+        let normed = self.normed(x, layer.attention_norm.as_deref());
         let stride = layer.qkv.stride();
         layer.qkv.forward(normed, |qkv| {
-            let n_rows = |(part, first): (&Part<'_>, &usize)| part.tokens.len() - first;
+            let n_rows = |(part, first): (&Segment<'_>, &usize)| part.tokens.len() - first;
             let n_out: usize = parts.iter().zip(firsts).map(n_rows).sum();
             let mut attended = vec![0f32; n_out * q_width];
-            let (mut queries, mut key) = (Vec::new(), vec![0f32; head_dim]);
             let (mut rest, mut out) = (qkv, attended.as_mut_slice());
             for (part, first) in parts.iter().zip(firsts) {
                 let rows = rest.split_off(..part.tokens.len() * stride).unwrap_or_default();
-                let n_out = n_rows((part, first)) * q_width;
-                let out = out.split_off_mut(..n_out).unwrap_or_default();
+                let out = out.split_off_mut(..n_rows((part, first)) * q_width).unwrap_or_default();
                 let cache = &mut caches[part.cache_idx];
                 let start = cache.len();
                 let cache = cache.layer(layer_idx, part.tokens.len());
-                queries.clear();
-                for (token_idx, row) in rows.chunks_exact(stride).enumerate() {
-                    let (cos, sin) = self.rope.at(start + token_idx);
-                    let (query, row) = row.split_at(q_width);
-                    let (keys, values) = row[..2 * kv_width].split_at(kv_width);
-                    let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-                    for (head, (key_row, value)) in heads.enumerate() {
-                        key.copy_from_slice(key_row);
-                        rotate(&mut key, cos, sin);
-                        cache.set(head, start + token_idx, &key, value);
+                let columns = |rows: &[f32], range: Range<usize>| -> Vec<f32> {
+                    rows.chunks_exact(stride).flat_map(|row| &row[range.clone()]).copied().collect()
+                };
+                let mut keys = columns(rows, q_width..q_width + kv_width);
+                let mut queries = columns(&rows[first * stride..], 0..q_width);
+                if let Some(weight) = &layer.key_norm {
+                    keys = self.normed(&keys, Some(weight));
+                }
+                if let Some(weight) = &layer.query_norm {
+                    queries = self.normed(&queries, Some(weight));
+                }
+                let values = rows.chunks_exact(stride).map(|row| &row[q_width + kv_width..]);
+                let tokens = keys.chunks_exact_mut(kv_width).zip(values);
+                for (position, (keys, values)) in (start..).zip(tokens) {
+                    let (cos, sin) = rope.at(position);
+                    let heads = keys.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim));
+                    for (head, (key, value)) in heads.enumerate() {
+                        rotate(key, cos, sin);
+                        cache.set(head, position, key, value);
                     }
-                    if token_idx < *first {
-                        continue;
-                    }
-                    let at = queries.len();
-                    queries.extend(query.iter().map(|value| value * scale));
-                    for head in queries[at..].chunks_exact_mut(head_dim) {
+                }
+                let first = start + first;
+                for (position, query) in (first..).zip(queries.chunks_exact_mut(q_width)) {
+                    let (cos, sin) = rope.at(position);
+                    for head in query.chunks_exact_mut(head_dim) {
+                        head.iter_mut().for_each(|value| *value *= self.attention_scale);
                         rotate(head, cos, sin);
                     }
                 }
-                let (first, window) = (start + first, layer.window);
-                attend(Queries { heads, rows: &queries, first, window }, cache, out);
+                let (window, cap) = (layer.window, self.attention_cap);
+                attend(Queries { heads, rows: &queries, first, window, cap }, cache, out);
             }
             attended
         })
     }
 
-    fn feed_forward(&self, layer: &Layer, x: &mut [f32]) -> Result<()> {
-        let normed = self.normed(x, &layer.mlp_norm);
-        let (width, stride) = (self.intermediate_size, layer.gate_up.stride());
-        let activated = layer.gate_up.forward(normed, |gate_up| {
-            let mut activated = vec![0f32; gate_up.len() / stride * width];
-            self.arch.dispatch(SiluMul { gate_up, stride, width, out: &mut activated });
-            activated
-        })?;
-        let stride = layer.down.stride();
-        layer.down.forward(activated, |rows| add_rows(x, rows, self.hidden_size, stride))
-    }
-
-    fn normed(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
+    /// Rows of the width of `weight`, or as they are without one.
+    fn normed(&self, x: &[f32], weight: Option<&[f32]>) -> Vec<f32> {
+        let Some(weight) = weight else { return x.to_vec() };
         let mut normed = vec![0f32; x.len()];
         self.arch.dispatch(RmsNorm { x, weight, eps: self.eps, out: &mut normed });
         normed
     }
 
+    /// Adds rows with a stride, normalised if there is a weight for it, to rows without one.
+    fn add_rows(&self, x: &mut [f32], rows: &[f32], stride: usize, norm: Option<&[f32]>) {
+        let width = self.hidden_size;
+        for (x, row) in x.chunks_exact_mut(width).zip(rows.chunks_exact(stride)) {
+            match norm {
+                None => add(x, &row[..width]),
+                Some(_) => add(x, &self.normed(&row[..width], norm)),
+            }
+        }
+    }
+
     /// The head, for the rows of `x`, which are the wanted ones.
     fn logits(
         &self,
-        parts: &[Part<'_>],
+        parts: &[Segment<'_>],
         caches: &[Cache],
         x: &[f32],
         rows: &mut dyn FnMut(usize, usize, &[f32]),
@@ -241,10 +306,18 @@ impl Decoder {
         let stride = self.head.stride();
         let n_block = (MAX_LOGITS / stride).max(1);
         for block in x.chunks(n_block * self.hidden_size) {
-            let normed = self.normed(block, &self.norm);
+            let normed = self.normed(block, Some(&self.norm));
             self.head.forward(normed, |logits| {
                 for (logits, (part_idx, position)) in logits.chunks_exact(stride).zip(&mut wanted) {
-                    rows(part_idx, position, &logits[..self.vocab_size]);
+                    let logits = &logits[..self.vocab_size];
+                    match self.logit_cap {
+                        None => rows(part_idx, position, logits),
+                        Some(cap) => {
+                            let mut logits = logits.to_vec();
+                            soft_cap(&mut logits, cap);
+                            rows(part_idx, position, &logits);
+                        }
+                    }
                 }
             })?;
         }
@@ -253,7 +326,7 @@ impl Decoder {
 }
 
 /// The wanted rows of all parts, shape `(n_wanted, width)`.
-fn wanted_rows(x: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
+fn wanted_rows(x: &[f32], parts: &[Segment<'_>], width: usize) -> Vec<f32> {
     let mut wanted = Vec::new();
     let mut start = 0;
     for part in parts {
@@ -262,11 +335,4 @@ fn wanted_rows(x: &[f32], parts: &[Part<'_>], width: usize) -> Vec<f32> {
         start = end;
     }
     wanted
-}
-
-/// Adds rows with a stride to rows without one.
-fn add_rows(x: &mut [f32], rows: &[f32], width: usize, stride: usize) {
-    for (x, row) in x.chunks_exact_mut(width).zip(rows.chunks_exact(stride)) {
-        add(x, &row[..width]);
-    }
 }

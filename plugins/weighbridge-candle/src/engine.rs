@@ -5,10 +5,10 @@ use weighbridge_engine::logits::{
     Batching, EngineCaps, Fork, Input, Interrupt, LogitsEngine, RowSink, SeqId, SnapshotKind, Span,
     Truncate,
 };
-use weighbridge_models::folder::ModelFolder;
 
 use crate::cache::Cache;
-use crate::decoder::{Decoder, Part};
+use crate::decoder::{Decoder, Segment};
+use crate::files::ModelFiles;
 use crate::weights::Reader;
 
 /// Sequences that can live at once.
@@ -29,25 +29,26 @@ pub struct CandleEngine {
 }
 
 impl CandleEngine {
-    /// Loads the weights of a folder that was looked at. Reports progress through `context` and
+    /// Loads the weights of files that were looked at. Reports progress through `context` and
     /// stops between tensors when it is cancelled. `start` is the progress already made.
     ///
     /// # Errors
     /// [`ModelLoad`](ErrorKind::ModelLoad) for weights that cannot be used;
     /// [`Cancelled`](ErrorKind::Cancelled).
     pub fn load(
-        folder: &mut ModelFolder,
+        files: &mut ModelFiles,
         n_ctx: u32,
         context: &OpenContext,
         start: f32,
     ) -> Result<Self> {
-        let mut reader = Reader::new(&mut folder.weights, context, start);
-        let decoder = Decoder::load(&folder.config, &mut reader)?;
+        let config = files.config().clone();
+        let mut reader = Reader::new(files.weights(), context, start);
+        let decoder = Decoder::load(&config, n_ctx as usize, &mut reader)?;
         let shape = decoder.cache_shape();
         let affordable = KV_BUDGET_BYTES / shape.n_bytes().max(1);
         let affordable = u32::try_from(affordable).unwrap_or(u32::MAX);
         let caps = EngineCaps {
-            n_vocab: folder.config.vocab_size as u32,
+            n_vocab: config.vocab_size as u32,
             max_seqs: MAX_SEQS,
             ctx_total: n_ctx.saturating_mul(MAX_SEQS).min(affordable.max(n_ctx)),
             ctx_per_seq: n_ctx,
@@ -71,7 +72,7 @@ impl CandleEngine {
     }
 
     /// The spans as parts of a batch, if every rule holds.
-    fn checked<'a>(&self, spans: &'a [Span<'_>]) -> Result<Vec<Part<'a>>> {
+    fn checked<'a>(&self, spans: &'a [Span<'_>]) -> Result<Vec<Segment<'a>>> {
         let caps = &self.caps;
         let mut parts = Vec::with_capacity(spans.len());
         let (mut n_positions, mut n_rows) = (0u64, 0u64);
@@ -83,7 +84,7 @@ impl CandleEngine {
             let Some(cache) = self.caches.get(cache_idx) else {
                 return Err(limit("sequence", span.seq.0, caps.max_seqs));
             };
-            if parts.iter().any(|part: &Part<'_>| part.cache_idx == cache_idx) {
+            if parts.iter().any(|part: &Segment<'_>| part.cache_idx == cache_idx) {
                 return Err(Error::new(ErrorKind::Engine, "a sequence has two spans in one feed")
                     .with("seq", span.seq.0));
             }
@@ -110,7 +111,7 @@ impl CandleEngine {
             let first_wanted = span.want.first(tokens.len());
             n_positions += tokens.len() as u64;
             n_rows += (tokens.len() - first_wanted) as u64;
-            parts.push(Part { cache_idx, tokens, first_wanted });
+            parts.push(Segment { cache_idx, tokens, first_wanted });
         }
         let n_held: u64 = self.caches.iter().map(|cache| cache.len() as u64).sum();
         for (what, n, most) in [

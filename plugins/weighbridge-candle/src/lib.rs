@@ -4,15 +4,21 @@ mod attention;
 mod cache;
 mod decoder;
 mod engine;
+mod feed_forward;
+mod files;
+mod linear;
 mod loader;
 mod ops;
 mod options;
 mod product;
 mod provider;
+mod quant;
+mod quant_product;
 mod rope;
 mod weights;
 
 pub use engine::CandleEngine;
+pub use files::ModelFiles;
 pub use loader::CandleLoader;
 pub use provider::{CandleProvider, plugin};
 

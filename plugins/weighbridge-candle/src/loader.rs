@@ -1,19 +1,16 @@
-//! From a folder to a served model.
+//! From files to a served model.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use pulp::{Arch, Simd, WithSimd};
-use weighbridge_core::{
-    EngineInfo, Error, ErrorKind, ModelCard, OpenContext, Placement, Result, Sampling, Weights,
-};
+use weighbridge_core::{EngineInfo, Error, ErrorKind, OpenContext, Result, Sampling};
 use weighbridge_engine::loader::{EngineLoader, TextModel};
 use weighbridge_engine::logits::LogitsEngine;
-use weighbridge_engine::tokenizer::{ModelText, load_folder};
-use weighbridge_engine::tokens::TokenKind;
-use weighbridge_models::folder::ModelFolder;
+use weighbridge_engine::tokenizer::ModelText;
 
 use crate::engine::CandleEngine;
+use crate::files::ModelFiles;
 use crate::options::Options;
 use crate::weights::check_cancelled;
 
@@ -22,17 +19,17 @@ const CANDLE_VERSION: &str = "0.11.1";
 /// Share of the progress that hashing the weights gets; the rest is reading them.
 const HASH_SHARE: f32 = 0.3;
 
-/// A folder that was looked at and whose texts are read; [`run`](EngineLoader::run) loads its
+/// Files that were looked at and whose tokenizer is read; [`run`](EngineLoader::run) loads its
 /// weights.
 #[derive(Debug)]
 pub struct CandleLoader {
-    folder: ModelFolder,
+    files: ModelFiles,
     text: ModelText,
     n_ctx: u32,
 }
 
 impl CandleLoader {
-    /// Looks at a folder, reads its tokenizer, and checks the options of `context`. Reads no
+    /// Looks at a folder or a GGUF file, reads its tokenizer, and checks the options of `context`. Reads no
     /// weights.
     ///
     /// # Errors
@@ -40,17 +37,16 @@ impl CandleLoader {
     /// and remedy, [`InvalidInput`](ErrorKind::InvalidInput) for options.
     pub fn prepare(path: &Path, context: &OpenContext) -> Result<Self> {
         let options = Options::read(context)?;
-        let folder = ModelFolder::open(path)?;
-        let n_ctx = options.n_ctx(&folder.config)?;
-        check_memory(&folder, available_bytes())?;
-        let text = load_folder(path)?;
-        check_vocabulary(&folder, &text)?;
-        Ok(Self { folder, text, n_ctx })
+        let files = ModelFiles::open(path)?;
+        let n_ctx = options.n_ctx(files.config())?;
+        check_memory(&files, available_bytes())?;
+        let text = files.text()?;
+        Ok(Self { files, text, n_ctx })
     }
 
-    /// The model's name: its folder's.
+    /// The model's name: its folder's, or what the file says.
     pub fn name(&self) -> &str {
-        &self.folder.name
+        self.files.name()
     }
 
     /// Sampling settings of `generation_config.json`.
@@ -59,11 +55,8 @@ impl CandleLoader {
     }
 }
 
-/// The weights as `f32`, and the embeddings once more as they are stored.
-fn check_memory(folder: &ModelFolder, n_available: Option<u64>) -> Result<()> {
-    let config = &folder.config;
-    let n_table = (config.vocab_size * config.hidden_size) as u64 * 4;
-    let n_needed = folder.weights.n_params().saturating_mul(4).saturating_add(n_table);
+fn check_memory(files: &ModelFiles, n_available: Option<u64>) -> Result<()> {
+    let n_needed = files.n_memory_bytes();
     let Some(n_available) = n_available.filter(|n_available| n_needed > *n_available) else {
         return Ok(());
     };
@@ -71,15 +64,14 @@ fn check_memory(folder: &ModelFolder, n_available: Option<u64>) -> Result<()> {
     Err(Error::new(
         ErrorKind::ModelLoad,
         format!(
-            "`{}` needs about {:.1} GB of memory as f32, {:.1} GB are available; use a smaller \
-             model, or serve this one with a program that keeps it quantized and name it \
-             `openai-compatible:URL#MODEL`",
-            folder.path.display(),
+            "`{}` needs about {:.1} GB of memory, {:.1} GB are available; use a smaller model, or \
+             a GGUF file of this one with more quantization",
+            files.path().display(),
             giga(n_needed),
             giga(n_available)
         ),
     )
-    .with("folder", folder.path.display())
+    .with("path", files.path().display())
     .with("n_bytes_needed", n_needed)
     .with("n_bytes_available", n_available))
 }
@@ -94,24 +86,6 @@ fn available_bytes() -> Option<u64> {
     Some((kibibytes("MemAvailable:")? + kibibytes("SwapFree:").unwrap_or(0)).saturating_mul(1024))
 }
 
-/// More rows of logits than tokens is padding; a token without one could not be fed.
-fn check_vocabulary(folder: &ModelFolder, text: &ModelText) -> Result<()> {
-    let n_vocab = folder.config.vocab_size;
-    let beyond =
-        (n_vocab..text.table.len()).rfind(|id| text.table.kind(*id as u32) != TokenKind::Unused);
-    let Some(id) = beyond else { return Ok(()) };
-    Err(Error::new(
-        ErrorKind::ModelLoad,
-        format!(
-            "`{}` has the token id {id}, config.json says vocab_size {n_vocab}; tokenizer and \
-             weights must be of the same model",
-            folder.tokenizer.display()
-        ),
-    )
-    .with("file", folder.tokenizer.display())
-    .with("vocab_size", n_vocab))
-}
-
 impl EngineLoader for CandleLoader {
     fn run(
         mut self: Box<Self>,
@@ -119,39 +93,26 @@ impl EngineLoader for CandleLoader {
         serve: &mut dyn FnMut(TextModel, &mut dyn LogitsEngine),
     ) -> Result<()> {
         context.report_progress(0.0);
-        let n_bytes = self.folder.weights.n_bytes().max(1);
-        let sha256 = self.folder.weights.sha256(&mut |n_done| {
+        let n_bytes = self.files.n_bytes().max(1);
+        let sha256 = self.files.sha256(&mut |n_done| {
             context.report_progress(HASH_SHARE * (n_done as f32 / n_bytes as f32));
             check_cancelled(context)
         })?;
-        let mut engine = CandleEngine::load(&mut self.folder, self.n_ctx, context, HASH_SHARE)?;
-        let mut card = card(&self.folder);
+        let mut engine = CandleEngine::load(&mut self.files, self.n_ctx, context, HASH_SHARE)?;
+        let mut card = self.files.card();
         card.weights_sha256 = Some(sha256);
         card.n_ctx = Some(self.n_ctx);
         card.tokenizer_sha256 = Some(self.text.tokenizer_sha256.clone());
         let text = TextModel {
             card,
             table: Arc::clone(&self.text.table),
-            encoder: self.text.encoder.clone(),
+            encoder: Arc::clone(&self.text.encoder),
             chat_template: self.text.chat_template.clone(),
         };
         context.report_progress(1.0);
         serve(text, &mut engine);
         Ok(())
     }
-}
-
-/// What the headers say about a model.
-pub(crate) fn card(folder: &ModelFolder) -> ModelCard {
-    let mut card =
-        ModelCard::new(folder.name.clone(), crate::ID, Weights::Open, Placement::InProcess);
-    card.quantization = Some(folder.weights.dtype().to_string());
-    card.n_params = Some(folder.weights.n_params());
-    card.n_ctx = u32::try_from(folder.config.max_positions).ok();
-    card.license = folder.license.clone();
-    card.engine = Some(engine_info());
-    card.device = Some("cpu".to_owned());
-    card
 }
 
 /// The engine with the facts that can change numbers or speed. No I/O.
@@ -191,11 +152,11 @@ mod tests {
     #[test]
     fn a_model_that_cannot_fit_is_refused_before_it_is_read() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/triage-open");
-        let folder = ModelFolder::open(&path).unwrap();
-        assert!(check_memory(&folder, None).is_ok());
-        assert!(check_memory(&folder, Some(1 << 30)).is_ok());
-        let error = check_memory(&folder, Some(1_000)).unwrap_err();
-        assert!(error.to_string().contains("GB of memory as f32, 0.0 GB are available"), "{error}");
+        let files = ModelFiles::open(&path).unwrap();
+        assert!(check_memory(&files, None).is_ok());
+        assert!(check_memory(&files, Some(1 << 30)).is_ok());
+        let error = check_memory(&files, Some(1_000)).unwrap_err();
+        assert!(error.to_string().contains("GB of memory, 0.0 GB are available"), "{error}");
         #[cfg(target_os = "linux")]
         assert!(available_bytes().is_some_and(|n| n > 1 << 20));
     }

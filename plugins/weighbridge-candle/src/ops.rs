@@ -7,7 +7,8 @@
 //! All of it is inlined by force: code that is not inlined into the body for which vector
 //! instructions were chosen does without them. That includes closures given to iterators.
 
-use pulp::{Simd, WithSimd};
+use pulp::{Arch, Simd, WithSimd};
+use weighbridge_models::decoder::Activation;
 
 /// Lanes of a tile: one 512-bit register, or a few smaller ones.
 pub(crate) const LANES: usize = 16;
@@ -136,16 +137,17 @@ impl WithSimd for RmsNorm<'_> {
     }
 }
 
-/// `silu(gate) · up` for each row of `stride` values, which begins with `gate` and `up`; `out` has
-/// rows of `width`.
-pub(crate) struct SiluMul<'a> {
+/// `activation(gate) · up` for each row of `stride` values, which begins with `gate` and `up`; `out`
+/// has rows of `width`.
+pub(crate) struct GatedMul<'a> {
     pub(crate) gate_up: &'a [f32],
     pub(crate) stride: usize,
     pub(crate) width: usize,
+    pub(crate) activation: Activation,
     pub(crate) out: &'a mut [f32],
 }
 
-impl WithSimd for SiluMul<'_> {
+impl WithSimd for GatedMul<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -153,11 +155,50 @@ impl WithSimd for SiluMul<'_> {
         let rows = self.gate_up.chunks_exact(self.stride);
         for (row, out) in rows.zip(self.out.chunks_exact_mut(self.width)) {
             let (gate, row) = row.split_at(self.width);
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(&row[..self.width]) {
-                *out = gate / (1.0 + exp(-gate)) * up;
+            let values = out.iter_mut().zip(gate).zip(&row[..self.width]);
+            match self.activation {
+                Activation::Silu => {
+                    for ((out, gate), up) in values {
+                        *out = gate / (1.0 + exp(-gate)) * up;
+                    }
+                }
+                Activation::GeluTanh => {
+                    for ((out, gate), up) in values {
+                        *out = gelu_tanh(*gate) * up;
+                    }
+                }
             }
         }
     }
+}
+
+/// GELU approximated by tanh: Hendrycks and Gimpel 2016, section 2.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    // (1 + tanh u) / 2 = 1 / (1 + e^-2u)
+    x / (1.0 + exp(-2.0 * SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
+/// `cap · tanh(x / cap)` for each value.
+#[inline(always)]
+pub(crate) fn soft_cap(values: &mut [f32], cap: f32) {
+    for value in values {
+        *value = cap - 2.0 * cap / (exp(2.0 * *value / cap) + 1.0);
+    }
+}
+
+/// [`softmax`] with the machine's vector instructions.
+pub(crate) fn softmax_of(arch: Arch, scores: &mut [f32]) {
+    struct Softmax<'a>(&'a mut [f32]);
+    impl WithSimd for Softmax<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            with_tile!(S, V, softmax::<S, V>(simd, self.0));
+        }
+    }
+    arch.dispatch(Softmax(scores));
 }
 
 /// Turns scores into probabilities, in place. An empty slice stays empty.
@@ -220,9 +261,9 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// Rotates one head in place: element `i` with element `i + d/2`, as Hugging Face models have it.
 ///
-/// `cos`, `sin`: shape `(d / 2,)`, for the position of the row.
+/// `cos`, `sin`: shape `(d / 2,)`, for the position of the row. Values of the head beyond `d` stay.
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (low, high) = head.split_at_mut(cos.len());
+    let (low, high) = head[..2 * cos.len()].split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
     }
@@ -231,7 +272,6 @@ pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pulp::Arch;
 
     #[test]
     fn exp_is_close_over_the_whole_range() {
@@ -248,28 +288,19 @@ mod tests {
         assert!(exp(1e30).is_finite() && exp(1e30) > 1e38);
     }
 
-    struct Softmax<'a>(&'a mut [f32]);
-
-    impl WithSimd for Softmax<'_> {
-        type Output = ();
-        fn with_simd<S: Simd>(self, simd: S) {
-            with_tile!(S, V, softmax::<S, V>(simd, self.0));
-        }
-    }
-
     #[test]
     fn softmax_is_a_distribution_for_every_length_and_for_extremes() {
         for n in 0..40usize {
             let mut scores: Vec<f32> = (0..n).map(|i| (i as f32 - 7.0) * 0.5).collect();
             let total: f64 = scores.iter().map(|x| f64::from(*x).exp()).sum();
             let expected: Vec<f64> = scores.iter().map(|x| f64::from(*x).exp() / total).collect();
-            Arch::new().dispatch(Softmax(&mut scores));
+            softmax_of(Arch::new(), &mut scores);
             for (got, expected) in scores.iter().zip(expected) {
                 assert!((f64::from(*got) - expected).abs() < 1e-6);
             }
         }
         let mut scores = [1e4, -1e4, 1e4];
-        Arch::new().dispatch(Softmax(&mut scores));
+        softmax_of(Arch::new(), &mut scores);
         assert!((scores[0] - 0.5).abs() < 1e-6 && scores[1] < 1e-30);
     }
 

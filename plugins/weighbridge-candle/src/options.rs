@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use weighbridge_core::{Error, ErrorKind, OpenContext, Result, check_options};
-use weighbridge_models::hf_config::HfConfig;
+use weighbridge_models::decoder::DecoderConfig;
 
 /// Context length without an option, if the model has as much.
 const DEFAULT_N_CTX: usize = 4096;
@@ -24,7 +24,7 @@ pub(crate) fn schema() -> Value {
             },
             "dtype": {
                 "enum": ["f32"], "default": "f32",
-                "description": "type the model is computed in; F16 and BF16 weights are widened exactly"
+                "description": "type the model is computed in; weights of other types are widened exactly"
             }
         },
         "additionalProperties": false
@@ -40,7 +40,7 @@ impl Options {
     }
 
     /// The context length for a model.
-    pub(crate) fn n_ctx(&self, config: &HfConfig) -> Result<u32> {
+    pub(crate) fn n_ctx(&self, config: &DecoderConfig) -> Result<u32> {
         match self.n_ctx {
             Some(n_ctx) if n_ctx as usize > config.max_positions => Err(Error::new(
                 ErrorKind::InvalidInput,

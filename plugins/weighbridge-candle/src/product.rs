@@ -5,6 +5,8 @@
 //! gives does not depend on what it is batched with, bit for bit; and it is the same on all
 //! machines whose vector instructions have a fused multiply-add.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -15,7 +17,8 @@ const MAX_ROWS: usize = 8;
 /// Multiply-adds for which a second thread is worth waking.
 const MIN_PARALLEL: usize = 4 << 20;
 
-type Row = [f32; PANEL];
+/// A value for each column of a panel.
+pub(crate) type Row = [f32; PANEL];
 
 /// `x · panels`, shape `(n_rows, n_panels · PANEL)`.
 ///
@@ -24,27 +27,39 @@ type Row = [f32; PANEL];
 pub(crate) fn product(x: &[f32], panels: &[f32], n_in: usize) -> Vec<f32> {
     let (panels, _) = panels.as_chunks::<PANEL>();
     let (n_rows, n_panels) = (x.len() / n_in, panels.len() / n_in);
+    let x = pack(x, n_in, MAX_ROWS);
+    let arch = Arch::new();
+    spread(n_rows, n_panels, n_in, |range, out| {
+        let (stride, panels) = (range.len(), &panels[range.start * n_in..range.end * n_in]);
+        arch.dispatch(Panels { x: &x, panels, out, n_in, stride });
+    })
+}
+
+/// Lets `run` compute ranges of panels for all rows, on several threads if there is enough to do.
+pub(crate) fn spread(
+    n_rows: usize,
+    n_panels: usize,
+    n_in: usize,
+    run: impl Fn(Range<usize>, &mut [Row]) + Sync,
+) -> Vec<f32> {
     if n_rows == 0 {
         return Vec::new();
     }
     let mut out = vec![0f32; n_rows * n_panels * PANEL];
-    let x = pack(x, n_in);
-    let arch = Arch::new();
     let n_work = n_rows * n_in * n_panels * PANEL;
     if n_work < MIN_PARALLEL || rayon::current_num_threads() == 1 {
-        let (rows, _) = out.as_chunks_mut::<PANEL>();
-        arch.dispatch(Panels { x: &x, panels, out: rows, n_in, stride: n_panels });
+        run(0..n_panels, out.as_chunks_mut::<PANEL>().0);
         return out;
     }
     // Threads take panels, so each has a part of every row: it writes beside the others and the
     // rows are put together afterwards.
     let n_each = n_panels.div_ceil(rayon::current_num_threads());
-    let parts: Vec<Vec<Row>> = panels
-        .par_chunks(n_each * n_in)
-        .map(|panels| {
-            let stride = panels.len() / n_in;
-            let mut out = vec![[0f32; PANEL]; n_rows * stride];
-            arch.dispatch(Panels { x: &x, panels, out: &mut out, n_in, stride });
+    let parts: Vec<Vec<Row>> = (0..n_panels.div_ceil(n_each))
+        .into_par_iter()
+        .map(|part| {
+            let range = part * n_each..((part + 1) * n_each).min(n_panels);
+            let mut out = vec![[0f32; PANEL]; n_rows * range.len()];
+            run(range, &mut out);
             out
         })
         .collect();
@@ -60,10 +75,10 @@ pub(crate) fn product(x: &[f32], panels: &[f32], n_in: usize) -> Vec<f32> {
     out
 }
 
-/// Rows in blocks of at most [`MAX_ROWS`], each with its inner dimension outermost.
-fn pack(x: &[f32], n_in: usize) -> Vec<f32> {
+/// Rows in blocks of at most `max_rows`, each with its inner dimension outermost.
+pub(crate) fn pack(x: &[f32], n_in: usize, max_rows: usize) -> Vec<f32> {
     let mut packed = Vec::with_capacity(x.len());
-    for block in x.chunks(MAX_ROWS * n_in) {
+    for block in x.chunks(max_rows * n_in) {
         let n_rows = block.len() / n_in;
         for i in 0..n_in {
             packed.extend((0..n_rows).map(|row| block[row * n_in + i]));
@@ -218,7 +233,7 @@ mod tests {
         for n_rows in [1, 2, 3, 5, 8, 19] {
             let x: Vec<f32> = values(n_rows * n_in);
             let expected = product(&x, &panels, n_in);
-            let packed = pack(&x, n_in);
+            let packed = pack(&x, n_in, MAX_ROWS);
             let mut out = vec![[0f32; PANEL]; n_rows * n_panels];
             let panels = panels.as_chunks::<PANEL>().0;
             let mut with = |run: &dyn Fn(Panels<'_>)| {

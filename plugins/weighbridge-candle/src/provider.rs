@@ -1,7 +1,6 @@
 //! The provider `candle`.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -13,10 +12,12 @@ use weighbridge_core::{
     ProviderInfo, Result,
 };
 use weighbridge_engine::{EngineOptions, LocalBackend};
-use weighbridge_models::folder::{ModelFolder, is_model_folder};
+use weighbridge_models::folder::is_model_folder;
+use weighbridge_models::gguf::Gguf;
 
 use crate::engine::MAX_SEQS;
-use crate::loader::{CandleLoader, card, engine_info};
+use crate::files::ModelFiles;
+use crate::loader::{CandleLoader, engine_info};
 use crate::{ID, options};
 
 /// Folder entries that `list` looks at.
@@ -31,7 +32,7 @@ pub fn plugin() -> Plugin {
 
 weighbridge_core::register_plugin!(plugin);
 
-/// Opens Hugging Face folders of Llama, Mistral and Qwen2 models.
+/// Opens Hugging Face folders and GGUF files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CandleProvider;
 
@@ -43,9 +44,11 @@ impl Provider for CandleProvider {
 
     fn describe(&self) -> ProviderInfo {
         let mut info = ProviderInfo::new(
-            "runs Llama, Mistral and Qwen2 models in this process, in f32 on the CPU",
+            "runs Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma 2 and 3, Phi-3 and OLMo 2 models \
+             in this process, in pure Rust on the CPU",
             "the path of a Hugging Face folder with config.json, tokenizer.json and \
-             model.safetensors, for instance `candle:models/my-model`",
+             model.safetensors, or of a GGUF file, for instance `candle:models/my-model` or \
+             `candle:models/my-model-Q4_K_M.gguf`",
         )
         .with_option_schema(options::schema());
         info.engine = Some(engine_info());
@@ -57,7 +60,7 @@ impl Provider for CandleProvider {
         let looked = off_thread(move || {
             check_name(&model)?;
             check_location(&path)?;
-            ModelFolder::open(&path).map(drop)
+            ModelFiles::open(&path).map(drop)
         });
         match looked.await {
             Ok(()) => Probe::Yes,
@@ -113,7 +116,7 @@ fn check_name(model: &ModelRef) -> Result<()> {
     Err(Error::new(
         ErrorKind::InvalidInput,
         format!(
-            "`{model}` has `{extra}`, which a folder does not have; write `{ID}:{}`",
+            "`{model}` has `{extra}`, which neither a folder nor a file has; write `{ID}:{}`",
             model.location
         ),
     ))
@@ -125,8 +128,8 @@ fn check_location(path: &Path) -> Result<()> {
     Err(Error::new(
         ErrorKind::ModelLoad,
         format!(
-            "`{}` is {kind}; candle reads Hugging Face folders with safetensors: give such a \
-             folder of the same model, or serve the file with another program and name it \
+            "`{}` is {kind}; candle reads Hugging Face folders with safetensors, and GGUF files: \
+             give one of the same model, or serve the file with another program and name it \
              `openai-compatible:URL#MODEL`",
             path.display()
         ),
@@ -140,37 +143,43 @@ fn other_kind(path: &Path) -> Option<&'static str> {
         let is_ours = path.join("config.json").exists();
         return (is_onnx && !is_ours).then_some("a folder of an ONNX model");
     }
-    if !path.is_file() {
+    if !path.is_file() || Gguf::is_gguf(path) {
         return None;
     }
-    let mut magic = [0u8; 4];
-    let is_read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok();
     match path.extension().and_then(|extension| extension.to_str()) {
-        _ if is_read && &magic == b"GGUF" => Some("a GGUF file"),
-        Some("gguf") => Some("a file named as GGUF"),
+        Some("gguf") => Some("a file named as GGUF that is not one"),
         Some("onnx") => Some("an ONNX file"),
         Some("safetensors") => Some("only the weights of a model"),
         _ => Some("a file"),
     }
 }
 
-/// Model folders directly below `base`, by name.
+/// Model folders and GGUF files directly below `base`, by name.
 fn list(base: &Path) -> Vec<ModelListing> {
     let base = if base.as_os_str().is_empty() { Path::new(".") } else { base };
     let Ok(entries) = fs::read_dir(base) else { return Vec::new() };
     let mut folders: Vec<PathBuf> = entries
         .take(MAX_ENTRIES)
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| is_model_folder(path))
+        .filter(|path| is_model_folder(path) || is_gguf_model(path))
         .collect();
     folders.sort();
     folders
         .iter()
         .filter_map(|path| {
-            let folder = ModelFolder::open(path).ok()?;
+            let files = ModelFiles::open(path).ok()?;
             let name = path.file_name()?.to_str()?;
-            Some(ModelListing::new(ModelRef::new(ID, name), card(&folder)))
+            Some(ModelListing::new(ModelRef::new(ID, name), files.card()))
         })
         .take(MAX_LISTED)
         .collect()
+}
+
+/// Whether it is a GGUF file, and of a split model the first.
+fn is_gguf_model(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let is_later_part = stem.contains("-of-") && !stem.contains("-00001-of-");
+    path.extension().is_some_and(|extension| extension == "gguf")
+        && !is_later_part
+        && Gguf::is_gguf(path)
 }

@@ -1,202 +1,266 @@
-//! Weights as the decoder wants them: `f32`, fused, packed.
+//! Reads tensors from safetensors or GGUF files and packs them.
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Shape, Storage, Tensor};
 use weighbridge_core::{Error, ErrorKind, OpenContext, Result};
 use weighbridge_models::checkpoint::Checkpoint;
+use weighbridge_models::decoder::Naming;
+use weighbridge_models::gguf::{GgmlType, Gguf};
 use weighbridge_models::safetensors::Dtype;
 
-use crate::product::{PANEL, product};
+use crate::linear::{Linear, Packed};
+use crate::product::PANEL;
+use crate::quant::{Codes, Form, append_values, is_known};
+use crate::quant_product::Quantized;
 
-/// `y = x·Wᵀ + b`.
+/// Opened files with weights.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    panels: Tensor,         // (n_panels, n_in, PANEL)
-    bias: Option<Vec<f32>>, // (n_out,)
-    n_in: usize,
-    n_out: usize,
-    stride: usize,
+pub(crate) enum Weights<'a> {
+    Safetensors(&'a mut Checkpoint),
+    Gguf(&'a mut Gguf),
 }
 
-impl Linear {
-    /// Values from one row of the result to the next; the first `n_out` of each are the result.
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
-    /// The products of all rows of `x`, shape `(n_rows, n_in)`, lent to `use_rows` with shape
-    /// `(n_rows, stride)`.
-    pub(crate) fn forward<R>(&self, x: Vec<f32>, use_rows: impl FnOnce(&[f32]) -> R) -> Result<R> {
-        let run = || {
-            let n_rows = x.len() / self.n_in;
-            let x = Tensor::from_vec(x, (n_rows, self.n_in), &Device::Cpu)?;
-            x.apply_op2_no_bwd(&self.panels, &Product)
-        };
-        let y = run().map_err(engine_error)?;
-        let (storage, _) = y.storage_and_layout();
-        let Storage::Cpu(CpuStorage::F32(rows)) = &*storage else {
-            return Err(Error::new(ErrorKind::Engine, "a product is not f32 on the CPU"));
-        };
-        let Some(bias) = &self.bias else { return Ok(use_rows(rows)) };
-        let mut rows = rows.clone();
-        for row in rows.chunks_exact_mut(self.stride) {
-            crate::ops::add(&mut row[..self.n_out], bias);
+impl Weights<'_> {
+    pub(crate) fn naming(&self) -> Naming {
+        match self {
+            Self::Safetensors(_) => Naming::HuggingFace,
+            Self::Gguf(_) => Naming::Gguf,
         }
-        Ok(use_rows(&rows))
-    }
-}
-
-/// The product with a packed matrix as an operation of candle's.
-///
-/// candle 0.11.1 has one of its own, which asks the operating system for the number of cores at
-/// each call unless `RAYON_NUM_THREADS` is set: it reads `/proc/cpuinfo`, which takes longer than
-/// all the arithmetic of a small model's layer, and milliseconds on a machine with many cores. It
-/// also sums in another order for each number of rows.
-struct Product;
-
-impl CustomOp2 for Product {
-    fn name(&self) -> &'static str {
-        "product-with-panels"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        panels: &CpuStorage,
-        panels_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (n_rows, n_in) = x_layout.shape().dims2()?;
-        let (n_panels, n_inner, _) = panels_layout.shape().dims3()?;
-        let (CpuStorage::F32(x), CpuStorage::F32(panels)) = (x, panels) else {
-            candle_core::bail!("the product takes f32");
-        };
-        let (Some((x_start, x_end)), Some((start, end))) =
-            (x_layout.contiguous_offsets(), panels_layout.contiguous_offsets())
-        else {
-            candle_core::bail!("the product takes contiguous tensors");
-        };
-        if n_in != n_inner {
-            candle_core::bail!("rows of {n_in} values times panels of {n_inner}");
+    fn n_bytes(&self) -> u64 {
+        match self {
+            Self::Safetensors(weights) => weights.n_bytes(),
+            Self::Gguf(weights) => weights.n_bytes(),
         }
-        let y = product(&x[x_start..x_end], &panels[start..end], n_in);
-        Ok((CpuStorage::F32(y), Shape::from((n_rows, n_panels * PANEL))))
+    }
+
+    fn read(&mut self, name: &str, into: &mut Vec<u8>) -> Result<GgmlType> {
+        match self {
+            Self::Safetensors(weights) => {
+                weights.read(name, into)?;
+                let dtype = weights.tensor(name).map_or(Dtype::F32, |tensor| tensor.dtype);
+                match dtype {
+                    Dtype::F32 => Ok(GgmlType::F32),
+                    Dtype::F16 => Ok(GgmlType::F16),
+                    Dtype::BF16 => Ok(GgmlType::BF16),
+                    _ => {
+                        let file = weights.file_of(name).map(|file| file.display().to_string());
+                        Err(unreadable(name, dtype.as_str()).with("file", file.unwrap_or_default()))
+                    }
+                }
+            }
+            Self::Gguf(weights) => {
+                weights.read(name, into)?;
+                let dtype = weights.tensor(name).map_or(GgmlType::F32, |tensor| tensor.dtype);
+                if is_known(dtype) { Ok(dtype) } else { Err(unreadable(name, dtype.name())) }
+            }
+        }
     }
 }
 
-pub(crate) fn engine_error(error: candle_core::Error) -> Error {
-    Error::new(ErrorKind::Engine, "candle could not compute a product").with_source(error)
+/// The refusal of a type that cannot be computed with.
+pub(crate) fn unreadable(name: &str, dtype: &str) -> Error {
+    Error::new(
+        ErrorKind::ModelLoad,
+        format!(
+            "tensor {name} is stored as {dtype}; candle reads F32, F16 and BF16, and of GGUF files \
+             Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q6_K: use the model's files in one of these, \
+             or open a GGUF file of it as `llama-cpp:PATH`"
+        ),
+    )
+    .with("tensor", name)
 }
 
 /// A matrix whose rows are looked up, kept in the type it is stored in.
 #[derive(Debug)]
 pub(crate) struct Table {
     bytes: Vec<u8>,
-    dtype: Dtype,
+    dtype: GgmlType,
     width: usize,
 }
 
 impl Table {
     /// Appends row `row_idx` as `f32`.
     pub(crate) fn row(&self, row_idx: usize, out: &mut Vec<f32>) {
-        let n_row = self.width * n_value_bytes(self.dtype);
-        append_f32(&self.bytes[row_idx * n_row..(row_idx + 1) * n_row], self.dtype, out);
+        let n_row = n_row_bytes(self.dtype, self.width);
+        let row = &self.bytes[row_idx * n_row..(row_idx + 1) * n_row];
+        append_values(self.dtype, row, &mut Codes::default(), out);
+    }
+}
+
+fn n_row_bytes(dtype: GgmlType, width: usize) -> usize {
+    width / dtype.block_size() as usize * dtype.type_size() as usize
+}
+
+/// A matrix to read as a part of a [`Linear`].
+#[derive(Clone, Debug)]
+pub(crate) struct Matrix {
+    /// Name of the tensor without `.weight` or `.bias`.
+    pub(crate) name: String,
+    pub(crate) n_out: usize,
+    /// First row of the matrix in the tensor.
+    pub(crate) first_row: usize,
+    /// Width of heads whose rotated pairs are neighbours in the file, where the decoder has them
+    /// half a head apart.
+    pub(crate) paired_heads: Option<usize>,
+}
+
+impl Matrix {
+    pub(crate) fn new(name: String, n_out: usize) -> Self {
+        Self { name, n_out, first_row: 0, paired_heads: None }
+    }
+
+    /// The row in the file of a row of the matrix, both counted from its first.
+    fn source_row(&self, row: usize) -> usize {
+        match self.paired_heads {
+            None => row,
+            Some(width) => {
+                let (head, i) = (row / width, row % width);
+                head * width + 2 * (i % (width / 2)) + i / (width / 2)
+            }
+        }
     }
 }
 
 /// Reads tensors one by one, between which it reports progress and looks for a cancellation.
 pub(crate) struct Reader<'a> {
-    weights: &'a mut Checkpoint,
+    weights: Weights<'a>,
     context: &'a OpenContext,
     /// Progress before the first tensor, as a fraction.
     start: f32,
     n_bytes: u64,
     n_read: u64,
-    bytes: Vec<u8>,
+    /// The tensors that experts share, by name; of one layer.
+    shared: Vec<(String, GgmlType, Vec<u8>)>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(weights: &'a mut Checkpoint, context: &'a OpenContext, start: f32) -> Self {
+    pub(crate) fn new(weights: Weights<'a>, context: &'a OpenContext, start: f32) -> Self {
         let n_bytes = weights.n_bytes().max(1);
-        Self { weights, context, start, n_bytes, n_read: 0, bytes: Vec::new() }
+        Self { weights, context, start, n_bytes, n_read: 0, shared: Vec::new() }
     }
 
-    /// Reads a tensor's bytes; returns its type, which is one that can be computed with.
-    fn read(&mut self, name: &str) -> Result<Dtype> {
+    pub(crate) fn naming(&self) -> Naming {
+        self.weights.naming()
+    }
+
+    fn read(&mut self, name: &str) -> Result<(GgmlType, Vec<u8>)> {
         check_cancelled(self.context)?;
-        self.weights.read(name, &mut self.bytes)?;
-        self.n_read += self.bytes.len() as u64;
+        let mut bytes = Vec::new();
+        let dtype = self.weights.read(name, &mut bytes)?;
+        self.n_read += bytes.len() as u64;
         let fraction = self.n_read as f32 / self.n_bytes as f32;
         self.context.report_progress((self.start + (1.0 - self.start) * fraction).min(1.0));
-        let dtype = self.weights.tensor(name).map_or(Dtype::F32, |tensor| tensor.dtype);
-        if n_value_bytes(dtype) == 0 {
-            let file = self.weights.file_of(name).map(|file| file.display().to_string());
-            return Err(Error::new(
-                ErrorKind::ModelLoad,
-                format!("tensor {name} is stored as {dtype}; candle reads F32, F16 and BF16: use the model's files in one of these"),
-            )
-            .with("file", file.unwrap_or_default())
-            .with("tensor", name));
-        }
-        Ok(dtype)
+        Ok((dtype, bytes))
     }
 
     /// A tensor of one dimension, or any as one.
     pub(crate) fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
-        let dtype = self.read(name)?;
+        let (dtype, bytes) = self.read(name)?;
         let mut values = Vec::new();
-        append_f32(&self.bytes, dtype, &mut values);
+        append_values(dtype, &bytes, &mut Codes::default(), &mut values);
         check_finite(name, &values)?;
         Ok(values)
     }
 
     /// A matrix whose rows are looked up.
     pub(crate) fn table(&mut self, name: &str, width: usize) -> Result<Table> {
-        let dtype = self.read(name)?;
-        let mut row = Vec::new();
-        for bytes in self.bytes.chunks_exact(width * n_value_bytes(dtype)) {
+        let (dtype, bytes) = self.read(name)?;
+        let (mut row, mut codes) = (Vec::new(), Codes::default());
+        for bytes in bytes.chunks_exact(n_row_bytes(dtype, width)) {
             row.clear();
-            append_f32(bytes, dtype, &mut row);
+            append_values(dtype, bytes, &mut codes, &mut row);
             check_finite(name, &row)?;
         }
-        Ok(Table { bytes: std::mem::take(&mut self.bytes), dtype, width })
+        Ok(Table { bytes, dtype, width })
     }
 
-    /// Projections of the same input as one: matrices `PREFIX.weight` of shape `(n_out, n_in)`, and
-    /// `PREFIX.bias` if `has_bias`.
+    /// Projections of the same input as one: matrices `NAME.weight` of shape `(n_out, n_in)`, and
+    /// `NAME.bias` if `has_bias`. Neighbours of the same type are packed together.
     pub(crate) fn linear(
         &mut self,
-        prefixes: &[(String, usize)],
+        matrices: &[Matrix],
         n_in: usize,
         has_bias: bool,
     ) -> Result<Linear> {
-        let n_out: usize = prefixes.iter().map(|(_, n_out)| n_out).sum();
-        let n_panels = n_out.div_ceil(PANEL);
-        let mut panels = vec![0f32; n_panels * n_in * PANEL];
+        let mut read = Vec::with_capacity(matrices.len());
         let mut bias = Vec::new();
-        let mut column = 0;
-        let mut block = Vec::new();
-        for (prefix, _) in prefixes {
-            let name = format!("{prefix}.weight");
-            let dtype = self.read(&name)?;
-            for row in self.bytes.chunks_exact(n_in * n_value_bytes(dtype)) {
-                block.clear();
-                append_f32(row, dtype, &mut block);
-                check_finite(&name, &block)?;
-                let panel = &mut panels[column / PANEL * n_in * PANEL..];
-                for (to, value) in panel.chunks_exact_mut(PANEL).zip(&block) {
-                    to[column % PANEL] = *value;
-                }
-                column += 1;
-            }
+        for matrix in matrices {
+            let (dtype, bytes) = self.rows(&format!("{}.weight", matrix.name), matrix, n_in)?;
+            read.push(Rows { matrix, dtype, bytes });
             if has_bias {
-                bias.extend(self.vector(&format!("{prefix}.bias"))?);
+                let values = self.vector(&format!("{}.bias", matrix.name))?;
+                bias.extend((0..matrix.n_out).map(|row| values[matrix.source_row(row)]));
             }
         }
-        let panels = Tensor::from_vec(panels, (n_panels, n_in, PANEL), &Device::Cpu)
-            .map_err(engine_error)?;
-        let bias = has_bias.then_some(bias);
-        Ok(Linear { panels, bias, n_in, n_out, stride: n_panels * PANEL })
+        let parts = read.chunk_by(|a, b| a.dtype == b.dtype).map(|rows| pack(rows, n_in));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        Ok(Linear { parts, bias: has_bias.then_some(bias), n_in })
     }
+
+    /// Type and bytes of a matrix' rows in the order of the file. A tensor that experts share is read
+    /// once.
+    fn rows(&mut self, name: &str, matrix: &Matrix, n_in: usize) -> Result<(GgmlType, Vec<u8>)> {
+        let is_shared = self.weights.naming() == Naming::Gguf && matrix.name.ends_with("_exps");
+        if !is_shared {
+            return self.read(name);
+        }
+        if !self.shared.iter().any(|(held, ..)| held == name) {
+            if self.shared.len() == 3 {
+                self.shared.clear();
+            }
+            let (dtype, bytes) = self.read(name)?;
+            self.shared.push((name.to_owned(), dtype, bytes));
+        }
+        let Some((_, dtype, bytes)) = self.shared.iter().find(|(held, ..)| held == name) else {
+            return self.read(name);
+        };
+        let n_row = n_row_bytes(*dtype, n_in);
+        let first = matrix.first_row * n_row;
+        Ok((*dtype, bytes[first..first + matrix.n_out * n_row].to_vec()))
+    }
+}
+
+/// A matrix as it is stored.
+struct Rows<'a> {
+    matrix: &'a Matrix,
+    dtype: GgmlType,
+    bytes: Vec<u8>,
+}
+
+/// Packs matrices of one type as one.
+fn pack(matrices: &[Rows<'_>], n_in: usize) -> Result<Packed> {
+    let dtype = matrices.first().map_or(GgmlType::F32, |rows| rows.dtype);
+    let n_out: usize = matrices.iter().map(|rows| rows.matrix.n_out).sum();
+    let n_row = n_row_bytes(dtype, n_in);
+    let rows = matrices.iter().flat_map(|Rows { matrix, bytes, .. }| {
+        (0..matrix.n_out).map(move |row| {
+            let row = matrix.source_row(row);
+            (matrix.name.as_str(), &bytes[row * n_row..(row + 1) * n_row])
+        })
+    });
+    if let Some(form) = Form::of(dtype) {
+        let mut packed = Quantized::new(form, n_in, n_out);
+        let mut codes = Codes::default();
+        for (out_idx, (name, row)) in rows.enumerate() {
+            codes.read(dtype, row);
+            check_finite(name, &codes.scales)?;
+            check_finite(name, &codes.mins)?;
+            packed.set(out_idx, &codes);
+        }
+        return Ok(Packed::Quantized(packed));
+    }
+    let mut panels = vec![0f32; n_out.div_ceil(PANEL) * n_in * PANEL];
+    let mut values = Vec::new();
+    for (column, (name, row)) in rows.enumerate() {
+        values.clear();
+        append_values(dtype, row, &mut Codes::default(), &mut values);
+        check_finite(name, &values)?;
+        let panel = &mut panels[column / PANEL * n_in * PANEL..];
+        for (to, value) in panel.chunks_exact_mut(PANEL).zip(&values) {
+            to[column % PANEL] = *value;
+        }
+    }
+    Ok(Packed::F32 { panels, n_in, n_out })
 }
 
 /// The error of a cancelled load, if it was.
@@ -216,66 +280,4 @@ fn check_finite(name: &str, values: &[f32]) -> Result<()> {
         format!("tensor {name} has values that are not finite numbers; download the model again"),
     )
     .with("tensor", name))
-}
-
-/// Bytes of one value; 0 for types that are not computed with.
-fn n_value_bytes(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::F32 => 4,
-        Dtype::F16 | Dtype::BF16 => 2,
-        _ => 0,
-    }
-}
-
-/// Appends little-endian values as `f32`, exactly.
-fn append_f32(bytes: &[u8], dtype: Dtype, out: &mut Vec<f32>) {
-    match dtype {
-        Dtype::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-        Dtype::F16 => {
-            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16_to_f32(u16::from_le_bytes(*b))));
-        }
-        Dtype::BF16 => out.extend(
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)),
-        ),
-        _ => {}
-    }
-}
-
-/// IEEE 754 binary16 to binary32, exactly.
-fn f16_to_f32(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let exponent = u32::from(bits >> 10) & 0x1f;
-    let fraction = u32::from(bits & 0x3ff);
-    match exponent {
-        // Zero and denormal numbers: fraction · 2^-24, which f32 holds exactly.
-        0 => f32::from_bits(sign | (fraction as f32 / 16_777_216.0).to_bits()),
-        0x1f => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_half_becomes_the_same_number() {
-        for bits in 0..=u16::MAX {
-            let exponent = i32::from(bits >> 10 & 0x1f);
-            let fraction = f64::from(bits & 0x3ff);
-            let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-            let value = f64::from(f16_to_f32(bits));
-            match exponent {
-                0x1f if fraction == 0.0 => assert_eq!(value, sign * f64::INFINITY),
-                0x1f => assert!(value.is_nan()),
-                0 => assert_eq!(value, sign * fraction * 2f64.powi(-24)),
-                _ => assert_eq!(value, sign * (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15)),
-            }
-            assert_eq!(value.is_sign_negative(), sign < 0.0);
-        }
-    }
 }

@@ -10,11 +10,14 @@
 mod common;
 
 use common::*;
+use serde_json::Value;
 use weighbridge_candle::CandleEngine;
 use weighbridge_engine::logits::{LogitsEngine, SeqId, Want};
 
 /// Largest difference of a log-probability that is accepted.
 const TOLERANCE: f64 = 1e-3;
+/// The same for the models of `fixtures/parity`, whose logits are small.
+const TINY_TOLERANCE: f64 = 5e-5;
 
 fn greedy(
     engine: &mut CandleEngine,
@@ -134,5 +137,70 @@ fn every_shape_equals_transformers() {
         assert_eq!(continued, ids(&reference["greedy_of_first_12"]), "{name}");
         println!("{name}: at most {worst:.2e} apart");
         assert!(worst < TOLERANCE, "{name}: {worst}");
+    }
+}
+
+/// Folders of `fixtures/parity` that candle reads; the others are refused.
+const FAMILIES: [&str; 15] = [
+    "gemma2",
+    "olmo2",
+    "gemma3",
+    "llama-k",
+    "llama2",
+    "llama3",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "phi3-longrope",
+    "qwen2",
+    "qwen2-96",
+    "qwen2-moe",
+    "qwen3",
+    "qwen3-moe",
+];
+
+/// Largest difference over all cases of a file of a family.
+fn worst_of(engine: &mut CandleEngine, cases: &[Value]) -> f64 {
+    let mut worst = 0f64;
+    for case in cases {
+        let tokens = ids(&case["ids"]);
+        let rows: Vec<Vec<f64>> =
+            all_rows(engine, &tokens, 64).iter().map(|row| log_softmax(row)).collect();
+        let expected = floats(&case["logprobs"]);
+        assert_eq!(expected.len(), tokens.len() - 1);
+        for ((row, next), expected) in rows.iter().zip(&tokens[1..]).zip(expected) {
+            worst = worst.max((row[*next as usize] - expected).abs());
+        }
+        for top in case["top"].as_array().unwrap() {
+            let row = &rows[top["at"].as_u64().unwrap() as usize];
+            for (id, expected) in ids(&top["ids"]).iter().zip(floats(&top["logprobs"])) {
+                worst = worst.max((row[*id as usize] - expected).abs());
+            }
+        }
+        let expected = ids(&case["greedy"]);
+        assert_eq!(greedy(engine, &tokens, expected.len(), |_, _| {}), expected);
+    }
+    worst
+}
+
+#[test]
+fn every_family_equals_transformers_in_every_format() {
+    for family in FAMILIES {
+        let folder = fixtures().join("parity").join(family);
+        let reference = json(&folder.join("reference.json"));
+        let mut n_files = 0;
+        for group in reference["groups"].as_array().unwrap() {
+            for file in group["files"].as_array().unwrap() {
+                let name = file["file"].as_str().unwrap();
+                let is_folder = name.ends_with(".safetensors");
+                let path = if is_folder { folder.clone() } else { folder.join(name) };
+                let cases = group["cases"].as_array().unwrap();
+                let worst = worst_of(&mut engine_at(&path, 256), cases);
+                println!("{family} {name}: at most {worst:.2e} apart");
+                assert!(worst < TINY_TOLERANCE, "{family} {name}: {worst}");
+                n_files += 1;
+            }
+        }
+        assert!(n_files > 0, "{family}");
     }
 }

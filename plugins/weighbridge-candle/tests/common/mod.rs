@@ -6,19 +6,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use weighbridge_candle::CandleEngine;
+use weighbridge_candle::{CandleEngine, ModelFiles};
 use weighbridge_core::OpenContext;
 use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
-use weighbridge_models::folder::ModelFolder;
 
 /// Tiny models with reference numbers.
-pub(crate) const TINY: [&str; 6] = [
+pub(crate) const TINY: [&str; 7] = [
     "llama-gqa-tied",
     "llama3-bias-headdim",
     "llama-linear",
     "mistral-window",
     "qwen2-bias",
     "qwen2-window",
+    "qwen2-yarn",
 ];
 
 pub(crate) fn data() -> PathBuf {
@@ -44,8 +44,8 @@ pub(crate) fn tiny_copy(name: &str) -> tempfile::TempDir {
 }
 
 pub(crate) fn engine_at(path: &Path, n_ctx: u32) -> CandleEngine {
-    let mut folder = ModelFolder::open(path).unwrap();
-    CandleEngine::load(&mut folder, n_ctx, &OpenContext::new(), 0.0).unwrap()
+    let mut files = ModelFiles::open(path).unwrap();
+    CandleEngine::load(&mut files, n_ctx, &OpenContext::new(), 0.0).unwrap()
 }
 
 pub(crate) fn tiny(name: &str) -> CandleEngine {

@@ -27,6 +27,8 @@ MODELS = {
                    use_sliding_window=False), torch.bfloat16),
     "qwen2-window": (Qwen2ForCausalLM, Qwen2Config(**COMMON, num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=False,
                      use_sliding_window=True, sliding_window=5, max_window_layers=1), torch.float16),
+    "qwen2-yarn": (Qwen2ForCausalLM, Qwen2Config(**COMMON, num_attention_heads=3, num_key_value_heads=1, tie_word_embeddings=True,
+                   rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)), torch.bfloat16),
 }
 
 
