@@ -53,7 +53,8 @@ impl Section {
                 "qwen2-896-q8_0",
                 "qwen2-896-q4_k",
             ],
-            Self::Batch | Self::Load | Self::Choice => &["smol-135m-q8_0", "qwen2-896-q4_0"],
+            Self::Batch => &["smol-135m-q4_0"],
+            Self::Load | Self::Choice => &["smol-135m-q4_0", "qwen2-896-q4_0"],
             Self::Candle => &["qwen2-1024-q8_0", "qwen2-1024-q4_k"],
             Self::Stock => &["qwen2-896-q8_0", "qwen2-896-q4_0", "qwen2-1024-q4_0"],
             Self::Deviation => &["smol-135m-q8_0"],
@@ -70,6 +71,8 @@ pub(crate) struct Sizes {
     pub(crate) n_prompt: usize,
     pub(crate) n_generated: usize,
     pub(crate) n_requests: usize,
+    /// Of them, those that a server without a cache is asked; each takes as long as any other.
+    pub(crate) n_uncached_requests: usize,
     pub(crate) n_questions: usize,
     /// Questions whose options are scored with full prompts; each takes as long as any other.
     pub(crate) n_lone_questions: usize,
@@ -83,8 +86,9 @@ impl Sizes {
             n_prompt: 512,
             n_generated: 128,
             n_requests: 64,
+            n_uncached_requests: 16,
             n_questions: 40,
-            n_lone_questions: 10,
+            n_lone_questions: 5,
         }
     }
 
@@ -96,6 +100,7 @@ impl Sizes {
             n_prompt: 128,
             n_generated: 16,
             n_requests: 8,
+            n_uncached_requests: 2,
             n_questions: 4,
             n_lone_questions: 1,
         }
@@ -284,7 +289,7 @@ impl Bench {
     /// The load of an evaluation, in turns with llama-server.
     fn load(&mut self, model: &str) -> Result<()> {
         let ours = self.open(LLAMA_CPP, model)?;
-        let n_requests = self.sizes.n_requests;
+        let Sizes { n_requests, n_uncached_requests, .. } = self.sizes;
         let per_slot = N_SHARED + N_OWN + N_ANSWER;
         let servers = match &self.peers {
             Some(peers) => Some((
@@ -300,11 +305,13 @@ impl Bench {
             let (wall, _) = ours.generate_all(&prompts, N_ANSWER)?;
             rates.push(n_requests as f64 / wall.as_secs_f64());
             let Some((many, one)) = &servers else { continue };
-            for (server, caches_prompts, rates) in
-                [(many, true, &mut slots), (one, true, &mut one_slot), (one, false, &mut no_cache)]
-            {
-                let wall = server.generate_all(&prompts, N_ANSWER, caches_prompts)?;
-                rates.push(n_requests as f64 / wall.as_secs_f64());
+            for (server, caches_prompts, prompts, rates) in [
+                (many, true, &prompts[..], &mut slots),
+                (one, true, &prompts[..], &mut one_slot),
+                (one, false, &prompts[..n_uncached_requests], &mut no_cache),
+            ] {
+                let wall = server.generate_all(prompts, N_ANSWER, caches_prompts)?;
+                rates.push(prompts.len() as f64 / wall.as_secs_f64());
             }
         }
         drop(servers);
