@@ -31,6 +31,10 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("weighbridge-llama-cpp", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
+    (
+        "weighbridge-bench",
+        &["weighbridge-core", "weighbridge-candle", "weighbridge-llama-cpp"],
+    ),
     ("weighbridge-tests", &[]),
     ("example-library", &["weighbridge", "weighbridge-candle"]),
 ];
@@ -104,6 +108,7 @@ fn folders_are_named_after_their_crates() {
         let folder = Path::new(manifest).parent().unwrap().file_name().unwrap().to_str().unwrap();
         let expected = match name {
             "weighbridge-tests" => "tests",
+            "weighbridge-bench" => "bench",
             "example-library" => "library",
             name => name,
         };
@@ -125,7 +130,7 @@ fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
 #[test]
 fn every_module_says_what_it_is() {
     let mut files = Vec::new();
-    for dir in ["crates", "plugins", "xtask", "tests", "examples"] {
+    for dir in ["crates", "plugins", "xtask", "tests", "examples", "bench"] {
         rust_files(&root().join(dir), &mut files);
     }
     assert!(files.len() > 40, "only {} files were found", files.len());

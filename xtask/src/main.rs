@@ -1,6 +1,8 @@
 //! Developer tasks. Shells out, imports nothing of the workspace, compiles in seconds.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program talks to its user.
 
+mod bench;
+mod bench_peers;
 mod eval;
 mod native;
 mod shell;
@@ -16,6 +18,8 @@ Usage: cargo xtask TASK
   eval SUITE [ARG …]   any suite; the arguments are those of `weighbridge eval`
   eval --data FILE …   your own data: looks for models on this machine, shows the plan, asks
   test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json
+  bench engines        speed of the local engines; --peers builds llama.cpp's programs and measures
+                       them in turns, --peers-dir DIR takes built ones; --only, --rounds, --quick
   native               finds or installs what building llama.cpp needs; prints it for a shell:
                        eval \"$(cargo xtask native)\"
 ";
@@ -25,6 +29,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["eval", rest @ ..] => eval::run(rest),
+        ["bench", "engines", rest @ ..] => bench::engines(rest),
         ["native"] => native::Tools::provide().map(|tools| {
             print!("{}", tools.exports());
             0

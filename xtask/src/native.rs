@@ -82,6 +82,12 @@ impl Tools {
         command.envs(self.0.iter().map(|(name, value)| (name, value)));
     }
 
+    /// The cmake to call.
+    pub(crate) fn cmake(&self) -> OsString {
+        let found = self.0.iter().find(|(name, _)| *name == "CMAKE").map(|(_, path)| path.clone());
+        found.or_else(|| std::env::var_os("CMAKE")).unwrap_or_else(|| "cmake".into())
+    }
+
     /// The variables as lines for a POSIX shell.
     pub(crate) fn exports(&self) -> String {
         let line = |(name, value): &(&str, OsString)| {

@@ -28,6 +28,22 @@ pub(crate) fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
+/// As [`run`], but shows what the program printed only if it fails.
+pub(crate) fn run_quietly(command: &mut Command) -> Result<(), String> {
+    eprintln!("+ {}", shown(command));
+    let output = command.output().map_err(|e| format!("cannot start `{}`: {e}", shown(command)))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let printed = [output.stdout, output.stderr].concat();
+    Err(format!(
+        "`{}` failed: {}\n{}",
+        shown(command),
+        output.status,
+        String::from_utf8_lossy(&printed)
+    ))
+}
+
 /// Whether a program can be started with these arguments.
 pub(crate) fn answers(command: &mut Command) -> bool {
     command
