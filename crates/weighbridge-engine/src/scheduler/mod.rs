@@ -15,8 +15,8 @@
 //!   ([`prefix`]) knows all of them. A new sequence begins with the longest beginning of it that any slot
 //!   has: by a fork, or by taking an idle slot over. A sequence whose beginning is being fed for another
 //!   one waits for it, so a prefix is computed once for all that share it.
-//! - **Idle slots** of an engine whose sequences share one pool make every token dearer, so of them
-//!   only a little is left there; the rest is copied out ([`parked`]) and comes back when it is needed.
+//! - **Idle slots** of an engine whose sequences share one pool make every token dearer, so what they
+//!   hold alone is copied out when something else begins ([`parked`]), and comes back when it is needed.
 //! - **Admission** prefers the longest cached prefix, then the longest sequence, then the first that
 //!   came; whoever was passed over often goes first.
 //! - **Context.** Idle slots give way, the longest unused first; when running sequences outgrow the
@@ -56,8 +56,6 @@ use width::Width;
 /// How long a caller may be behind before others may have its slot.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Positions of idle slots that may stay in a shared pool in any case.
-const MIN_IDLE: usize = 256;
 /// Positions for which it is worth taking a sequence out and putting it back.
 const MIN_PARKED: usize = 64;
 
@@ -305,15 +303,13 @@ impl Scheduler {
         true
     }
 
-    /// Takes idle slots out of a shared pool, the longest unused first, until what is left is little
-    /// beside what runs.
+    /// Takes idle slots out of a shared pool, the longest unused first, until all that is left in it
+    /// belongs to what runs.
     fn park_idle(&mut self, engine: &mut dyn LogitsEngine) {
         if self.caps.fork != Fork::Shared {
             return;
         }
-        let n_active = self.n_positions(true);
-        let n_most = n_active + MIN_IDLE.max(n_active / 8);
-        while self.n_positions(false) > n_most {
+        while self.n_positions(false) > self.n_positions(true) {
             let is_idle =
                 |idx: &usize| self.slots[*idx].unit.is_none() && self.cache.len(seq(*idx)) > 0;
             let idle = (0..self.slots.len()).filter(is_idle);
