@@ -333,6 +333,9 @@ impl Backend for LocalBackend {
 
     async fn log_likelihood(&self, request: &LikelihoodRequest) -> Result<Vec<Likelihood>> {
         let submitted = Instant::now();
+        if !self.capabilities.prompt_logprobs {
+            return Err(Error::unsupported("log_likelihood", "this model only embeds texts"));
+        }
         let encoded = self.encode_items(request)?;
         let mut pairs = Vec::new();
         for (context, continuation) in &encoded {
@@ -514,7 +517,10 @@ fn check_engine(text: &TextModel, caps: &EngineCaps) -> Result<()> {
         ("max_rows", caps.max_rows),
         ("n_vocab", caps.n_vocab),
     ];
-    if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
+    let only_embeds = caps.max_rows == 0 && caps.n_embd_output.is_some();
+    let is_zero =
+        |(name, value): &&(&str, u32)| *value == 0 && !(only_embeds && *name == "max_rows");
+    if let Some((name, _)) = zero.iter().find(is_zero) {
         return Err(Error::new(
             ErrorKind::Plugin,
             format!("the engine says that its `{name}` is 0"),
@@ -547,7 +553,15 @@ fn capabilities(
     n_ctx: u32,
     has_template: bool,
 ) -> Capabilities {
-    let mut capabilities = Capabilities::none().with_options([
+    let mut capabilities = Capabilities::none();
+    capabilities.n_ctx = Some(n_ctx);
+    capabilities.max_concurrency = Some(caps.max_seqs.min(options.max_concurrency).max(1));
+    capabilities.embeddings = caps.n_embd_output;
+    capabilities.count_tokens = true;
+    if caps.max_rows == 0 {
+        return capabilities;
+    }
+    capabilities = capabilities.with_options([
         RequestOption::Temperature,
         RequestOption::TopK,
         RequestOption::TopP,
@@ -568,17 +582,13 @@ fn capabilities(
     if has_template {
         capabilities = capabilities.with_options([RequestOption::ChatPrompt]);
     }
-    capabilities.n_ctx = Some(n_ctx);
-    capabilities.max_concurrency = Some(caps.max_seqs.min(options.max_concurrency).max(1));
     capabilities.max_top_logprobs = u8::MAX;
     capabilities.prompt_logprobs = true;
-    capabilities.embeddings = caps.n_embd_output;
     capabilities.constraints = vec![
         ConstraintKind::JsonSchema,
         ConstraintKind::Regex,
         ConstraintKind::Lark,
         ConstraintKind::Choice,
     ];
-    capabilities.count_tokens = true;
     capabilities
 }

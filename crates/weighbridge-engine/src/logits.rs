@@ -164,7 +164,7 @@ pub struct EngineCaps {
     pub ctx_per_seq: u32,
     /// Positions of one feed, over all spans.
     pub max_feed: u32,
-    /// Rows of logits of one feed.
+    /// Rows of logits of one feed; 0 for an engine that only embeds and is never fed.
     pub max_rows: u32,
     /// How spans of one feed may differ.
     pub batching: Batching,

@@ -285,7 +285,7 @@ impl LlamaLoader {
             ctx_total: n_ctx_total.max(self.n_ctx),
             ctx_per_seq: self.n_ctx,
             max_feed: self.options.n_batch,
-            max_rows: MAX_ROWS,
+            max_rows: if self.is_encoder() { 0 } else { MAX_ROWS },
             batching: Batching::Ragged,
             truncate: if is_recurrent { Truncate::No } else { Truncate::Any },
             fork: Fork::Shared,

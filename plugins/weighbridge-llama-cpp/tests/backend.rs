@@ -12,8 +12,8 @@ use std::sync::Arc;
 use common::*;
 use serde_json::{Value, json};
 use weighbridge_core::{
-    Backend, ErrorKind, LikelihoodItem, LikelihoodRequest, ModelRef, OpenContext, Probe, Prompt,
-    Provider, Request, Result, Sampling, TokenId, block_on,
+    Backend, EmbedRequest, ErrorKind, LikelihoodItem, LikelihoodRequest, ModelRef, OpenContext,
+    Probe, Prompt, Provider, Request, Result, Sampling, TokenId, block_on,
 };
 use weighbridge_llama_cpp::{LlamaCppProvider, plugin};
 
@@ -133,4 +133,29 @@ fn models_are_found_and_paths_explained() {
     let model: ModelRef = "llama-cpp:x.gguf#Q4_K_M".parse().unwrap();
     let error = block_on(LlamaCppProvider.open(&model, &context)).unwrap_err();
     assert!(error.to_string().contains("which a file does not have"), "{error}");
+}
+
+#[test]
+fn an_encoder_embeds_texts_and_says_that_it_does_nothing_else() {
+    let backend = open_with(&data(""), "bert.gguf", json!({ "pooling": "cls" })).unwrap();
+    let capabilities = backend.capabilities();
+    assert!(capabilities.embeddings.is_some() && !capabilities.prompt_logprobs);
+
+    let texts = vec!["ab".to_owned(), "ba ab".to_owned(), "ab".to_owned()];
+    let embedded = block_on(backend.embed(&EmbedRequest::new(texts))).unwrap();
+    for embedding in &embedded {
+        assert_eq!(embedding.vector.len() as u32, capabilities.embeddings.unwrap());
+        let norm: f32 = embedding.vector.iter().map(|x| x * x).sum();
+        assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+    }
+    assert_eq!(embedded[0].vector, embedded[2].vector);
+    assert_ne!(embedded[0].vector, embedded[1].vector);
+
+    let request = Request::new(Prompt::Text("ab".to_owned()));
+    let mut sink = |_: weighbridge_core::Event<'_>| std::ops::ControlFlow::Continue(());
+    let error = block_on(backend.generate(&request, &mut sink)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let item = LikelihoodItem::new(Arc::new(Prompt::Text("ab".to_owned())), "c");
+    let error = block_on(backend.log_likelihood(&LikelihoodRequest::new(vec![item]))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }

@@ -6,11 +6,9 @@ use std::time::Instant;
 use weighbridge_core::{Error, ErrorKind, Result};
 
 use super::prefix::{Match, n_shared};
-use super::{PATIENCE, Role, Scheduler, Unit, seq};
+use super::{LOOK_AHEAD, PATIENCE, Role, Scheduler, Unit, seq};
 use crate::logits::{Fork, LogitsEngine, SeqId, Truncate};
 
-/// Waiting sequences that are looked at for one slot.
-const LOOK_AHEAD: usize = 256;
 /// A sequence that was passed over this often is next.
 const MAX_PASSED_OVER: u32 = 64;
 /// Tokens in common for which it is worth waiting until another sequence has fed them.

@@ -50,12 +50,14 @@ use crate::scoring::ItemId;
 use crate::tokens::TokenTable;
 use chunk::ChunkSize;
 use parked::{Park, Parked};
-use prefix::PrefixTree;
+use prefix::{PrefixTree, n_shared};
 use width::Width;
 
 /// How long a caller may be behind before others may have its slot.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// Waiting sequences that are looked at for one slot.
+const LOOK_AHEAD: usize = 256;
 /// Positions for which it is worth taking a sequence out and putting it back.
 const MIN_PARKED: usize = 64;
 
@@ -310,14 +312,14 @@ impl Scheduler {
             return;
         }
         while self.n_positions(false) > self.n_positions(true) {
-            let is_idle =
-                |idx: &usize| self.slots[*idx].unit.is_none() && self.cache.len(seq(*idx)) > 0;
-            let idle = (0..self.slots.len()).filter(is_idle);
+            let idle = (0..self.slots.len()).filter(|idx| {
+                self.slots[*idx].unit.is_none()
+                    && self.n_idle(seq(*idx)) > 0
+                    && !self.is_awaited(seq(*idx))
+            });
             let Some(oldest) = idle.min_by_key(|idx| self.slots[*idx].last_used) else { return };
             let id = seq(oldest);
-            // What others hold too is not worth a copy.
-            let n_own = self.cache.n_own(id);
-            if n_own >= MIN_PARKED
+            if self.n_idle(id) >= MIN_PARKED
                 && self.caps.snapshot != SnapshotKind::No
                 && let Ok(snapshot) = engine.snapshot(id)
             {
@@ -325,6 +327,19 @@ impl Scheduler {
             }
             self.clear(engine, id);
         }
+    }
+
+    /// Positions of an idle slot that no running sequence has.
+    fn n_idle(&self, seq: SeqId) -> usize {
+        self.cache.n_beyond(seq, |seq| self.slots[seq.0 as usize].unit.is_some())
+    }
+
+    /// Whether a waiting sequence begins with something that only idle slots have.
+    fn is_awaited(&self, seq: SeqId) -> bool {
+        let held = self.cache.tokens(seq);
+        let n_others = held.len() - self.n_idle(seq);
+        let mut waiting = self.waiting.iter().take(LOOK_AHEAD);
+        waiting.any(|unit| n_shared(unit.reusable(), &held) > n_others)
     }
 
     fn clear(&mut self, engine: &mut dyn LogitsEngine, seq: SeqId) {

@@ -173,10 +173,16 @@ impl PrefixTree {
         best.map(|(.., found)| found)
     }
 
-    /// Positions of a sequence that no other one has.
-    pub(crate) fn n_own(&self, seq: SeqId) -> usize {
-        let is_own = |node: &&Node| node.seqs == [seq.0];
-        self.nodes.iter().filter(is_own).map(|node| node.tokens.len()).sum()
+    /// Positions of a sequence that none of the counted ones has.
+    pub(crate) fn n_beyond(&self, seq: SeqId, is_counted: impl Fn(SeqId) -> bool) -> usize {
+        let mut node = self.ends[seq.0 as usize].node;
+        let mut n = 0;
+        // What is counted at a node is counted at all before it.
+        while node != ROOT && !self.nodes[node].seqs.iter().any(|seq| is_counted(SeqId(*seq))) {
+            n += self.nodes[node].tokens.len();
+            node = self.nodes[node].parent;
+        }
+        n
     }
 
     /// Positions in use by the sequences that are counted; shared ones count once.
@@ -322,6 +328,10 @@ mod tests {
                     found.n_shared
                 });
                 assert_eq!(found, want);
+                let cells = |plain: &Plain| plain.held.iter().map(|h| h.1).collect::<Vec<_>>();
+                let others: Vec<usize> = plain[..2].iter().flat_map(cells).collect();
+                let n_beyond = cells(&plain[5]).iter().filter(|c| !others.contains(c)).count();
+                assert_eq!(tree.n_beyond(SeqId(5), |seq| seq.0 < 2), n_beyond);
                 for counted in [n_seqs, 2] {
                     let mut live: Vec<usize> =
                         plain[..counted].iter().flat_map(|p| p.held.iter().map(|h| h.1)).collect();
