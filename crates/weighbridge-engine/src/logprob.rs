@@ -7,7 +7,7 @@
 //! a token.
 //!
 //! A row has up to hundreds of thousands of values, so passes over it are written for vector
-//! instructions: [`LANES`] partial sums, and an exponential of additions and multiplications alone,
+//! instructions: eight partial sums, and an exponential of additions and multiplications alone,
 //! which gives the same bits on every platform.
 
 use weighbridge_core::{Error, ErrorKind, Result, TokenId, TokenLogprob, TopLogprob};

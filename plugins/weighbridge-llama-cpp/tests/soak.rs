@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use common::*;
 use serde_json::json;
 use weighbridge_core::{
-    Backend, Constraint, Event, LikelihoodItem, LikelihoodRequest, ModelRef, Prompt, Provider,
-    Request, Sampling, StopReason, block_on,
+    Constraint, Event, LikelihoodItem, LikelihoodRequest, ModelRef, Prompt, Provider, Request,
+    Sampling, StopReason, block_on,
 };
 use weighbridge_llama_cpp::LlamaCppProvider;
 
