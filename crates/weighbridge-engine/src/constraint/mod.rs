@@ -21,7 +21,8 @@
 //! # Tokens
 //! Every way to split a text into tokens is allowed, except where the grammar leaves only one text:
 //! its tokens are those of the model's own encoder, which is what the model has seen in training.
-//! Such tokens are *forced*: they are taken without a draw and fed together. Near the end of forced
+//! Such tokens are *forced*: they are taken without a draw and fed together; if `logit_bias` bans one,
+//! the generation fails, also where other tokens could write the same text. Near the end of forced
 //! text, where a token could reach over it, nothing is forced; nor is anything with a vocabulary that
 //! lacks the token of a single byte.
 //!
