@@ -32,8 +32,12 @@ const INPUT_COLUMNS: [&str; 10] = [
 const TARGET_COLUMNS: [&str; 7] =
     ["target", "answer", "expected", "label", "gold", "reference", "output"];
 /// Keys that are looked for, and the model name that would use them.
-const KEYS: [(&str, &str); 1] =
-    [("OPENAI_API_KEY", "openai-compatible:https://api.openai.com/v1#MODEL")];
+const KEYS: [(&str, &str); 4] = [
+    ("ANTHROPIC_API_KEY", "anthropic:MODEL"),
+    ("OPENAI_API_KEY", "openai:MODEL"),
+    ("GEMINI_API_KEY", "gemini:MODEL"),
+    ("OPENROUTER_API_KEY", "openrouter:MODEL"),
+];
 /// Folders in which model folders are looked for.
 const MODEL_DIRS: [&str; 2] = [".", "models"];
 
@@ -103,10 +107,7 @@ fn choose(wanted: &Wanted<'_>, found: &Found, environment: &Environment) -> Resu
 
 fn none_found(flag: &str, found: &[String]) -> Error {
     let (question, example) = match flag {
-        "--current" => (
-            "which model is in use today?",
-            "--current openai-compatible:https://api.openai.com/v1#MODEL",
-        ),
+        "--current" => ("which model is in use today?", "--current openai:MODEL"),
         _ => (
             "which model is to be weighed against it?",
             "--candidate candle:models/my-model (a folder in Hugging Face form)",
@@ -187,6 +188,8 @@ fn find_models(environment: &Environment, offline: bool) -> Found {
                         found.models.push(FoundModel { listing, is_server: needs_egress });
                     }
                 }
+                // Its models are not on this machine.
+                Err(error) if error.kind() == ErrorKind::EgressDenied => {}
                 Err(error) => found.lines.push(format!("{}: {error}", provider.id())),
             }
         }

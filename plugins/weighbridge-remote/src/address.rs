@@ -7,6 +7,8 @@ use std::time::Duration;
 use reqwest::Url;
 use weighbridge_core::{Egress, Error, ErrorKind, Result};
 
+use crate::wire::Route;
+
 /// The base URL of an API: scheme, host, port and path, never a user, a query or a fragment.
 #[derive(Clone)]
 pub(crate) struct Address {
@@ -82,15 +84,23 @@ impl Address {
         &self.host
     }
 
+    /// Scheme, host and port.
+    pub(crate) fn origin(&self) -> reqwest::Url {
+        let mut origin = self.base.clone();
+        origin.set_path("");
+        origin
+    }
+
     pub(crate) fn is_https(&self) -> bool {
         self.base.scheme() == "https"
     }
 
     /// The URL of a route below the base, such as `/models`.
-    pub(crate) fn join(&self, route: &str) -> Url {
+    pub(crate) fn join(&self, route: &Route) -> Url {
         let mut url = self.base.clone();
-        let path = format!("{}{route}", self.base.path().trim_end_matches('/'));
+        let path = format!("{}{}", self.base.path().trim_end_matches('/'), route.path);
         url.set_path(&path);
+        url.set_query(route.query.as_deref());
         url
     }
 
@@ -171,7 +181,7 @@ mod tests {
             let address = Address::parse(text).unwrap();
             assert_eq!(address.authority(), authority);
             assert_eq!(address.host_and_port(), host_and_port);
-            assert_eq!(address.join("/chat").as_str(), chat);
+            assert_eq!(address.join(&Route::new("/chat")).as_str(), chat);
         }
         // What a browser would read as 127.0.0.1 is judged as that.
         assert_eq!(Address::parse("http://2130706433:1/v1").unwrap().host(), "127.0.0.1");

@@ -21,6 +21,9 @@ use crate::wire::{Decode, Flow, Wire};
 
 /// How much of an error's body is read.
 const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
+/// Fields of a body that hold the conversation; every other one is a setting.
+const CONVERSATION_FIELDS: [&str; 7] =
+    ["messages", "tools", "input", "instructions", "system", "contents", "systemInstruction"];
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// One model at one server, spoken to in one protocol.
@@ -98,11 +101,9 @@ impl RemoteBackend {
         let body = serde_json::to_vec(body).map_err(|error| {
             Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
         })?;
-        let mut exchange = self.http.start(Call {
-            route: self.wire.route(),
-            body: Some(body),
-            accept: "text/event-stream, application/json",
-        })?;
+        let mut call = Call::post(self.wire.route(&self.card.id), body);
+        call.accept = "text/event-stream, application/json";
+        let mut exchange = self.http.start(call)?;
         let head = exchange.head().await?;
         if !head.is_success() {
             // A body that breaks off says nothing more than the status did.
@@ -255,7 +256,7 @@ fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParam
     effective.dropped = dropped;
     effective.values = body
         .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "messages" | "tools"))
+        .filter(|(name, _)| !CONVERSATION_FIELDS.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     effective

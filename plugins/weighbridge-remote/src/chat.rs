@@ -8,34 +8,56 @@ use serde_json::{Map, Value};
 use weighbridge_core::{Capabilities, ConstraintKind, Dropped, Request, RequestOption, Result};
 
 use crate::options::{MaxTokensField, Options};
-use crate::wire::{Decode, Wire};
+use crate::wire::{Decode, Route, Wire};
 
-/// Chat Completions, with what differs between its servers.
-#[derive(Debug)]
-pub(crate) struct Chat {
-    /// Key of [`Request::extra`] whose fields are added verbatim.
-    pub(crate) provider: &'static str,
+/// What differs between servers that speak the protocol.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialect {
     pub(crate) streams: bool,
     pub(crate) max_tokens_field: MaxTokensField,
     pub(crate) enforces_json_schema: bool,
     pub(crate) takes_images: bool,
 }
 
-impl Chat {
-    pub(crate) fn new(provider: &'static str, options: &Options) -> Self {
+impl Dialect {
+    /// What every server understands.
+    pub(crate) fn compatible(options: &Options) -> Self {
         Self {
-            provider,
             streams: options.streams,
-            max_tokens_field: options.max_tokens_field,
-            enforces_json_schema: options.enforces_json_schema,
-            takes_images: options.takes_images,
+            max_tokens_field: options.max_tokens_field.unwrap_or(MaxTokensField::MaxTokens),
+            enforces_json_schema: options.enforces_json_schema.unwrap_or(false),
+            takes_images: options.takes_images.unwrap_or(false),
+        }
+    }
+
+    /// OpenAI's own.
+    pub(crate) fn openai(options: &Options) -> Self {
+        Self {
+            streams: options.streams,
+            max_tokens_field: MaxTokensField::MaxCompletionTokens,
+            enforces_json_schema: true,
+            takes_images: true,
         }
     }
 }
 
+/// Chat Completions in one dialect.
+#[derive(Debug)]
+pub(crate) struct Chat {
+    /// Key of [`Request::extra`] whose fields are added verbatim.
+    pub(crate) provider: &'static str,
+    pub(crate) dialect: Dialect,
+}
+
+impl Chat {
+    pub(crate) fn new(provider: &'static str, dialect: Dialect) -> Self {
+        Self { provider, dialect }
+    }
+}
+
 impl Wire for Chat {
-    fn route(&self) -> &'static str {
-        "/chat/completions"
+    fn route(&self, _model: &str) -> Route {
+        Route::new("/chat/completions")
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -55,11 +77,11 @@ impl Wire for Chat {
             RequestOption::ParallelToolCalls,
         ]);
         capabilities.max_top_logprobs = 20;
-        if self.enforces_json_schema {
+        if self.dialect.enforces_json_schema {
             capabilities.options.push(RequestOption::Constraint);
             capabilities.constraints.push(ConstraintKind::JsonSchema);
         }
-        if self.takes_images {
+        if self.dialect.takes_images {
             capabilities.options.push(RequestOption::ImageInput);
         }
         capabilities

@@ -31,6 +31,7 @@ pub(crate) struct Emitter<'a> {
     text: String,
     reasoning: String,
     tool_calls: Vec<ToolCall>,
+    opaque: Vec<(String, Value)>,
     logprobs: Vec<TokenLogprob>,
     usage: Usage,
     warnings: Vec<String>,
@@ -54,6 +55,7 @@ impl<'a> Emitter<'a> {
             text: String::new(),
             reasoning: String::new(),
             tool_calls: Vec::new(),
+            opaque: Vec::new(),
             logprobs: Vec::new(),
             usage: Usage::default(),
             warnings: Vec::new(),
@@ -166,6 +168,17 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// Keeps vendor data that must be echoed back with this turn.
+    pub(crate) fn opaque(&mut self, provider: &'static str, data: Value) {
+        if !self.is_stopped {
+            self.push(Event::Opaque {
+                provider: Cow::Borrowed(provider),
+                data: Cow::Borrowed(&data),
+            });
+            self.opaque.push((provider.to_owned(), data));
+        }
+    }
+
     /// Notes a value that the server told.
     pub(crate) fn told(&mut self, name: &'static str, value: Value) {
         let value = self.redactor.redact_json(value);
@@ -191,6 +204,7 @@ impl<'a> Emitter<'a> {
         completion.raw_stop_reason = ending.raw.map(|raw| self.redactor.redact(&raw));
         completion.reasoning = self.reasoning;
         completion.tool_calls = self.tool_calls;
+        completion.opaque = self.opaque;
         completion.usage = self.usage;
         completion.timings = timings;
         completion.logprobs = asks_logprobs.then_some(self.logprobs);

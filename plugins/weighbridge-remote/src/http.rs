@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
 use futures_util::SinkExt;
+use reqwest::Method;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue,
 };
 use reqwest::redirect::Policy;
 use tokio::sync::Notify;
@@ -21,7 +23,10 @@ use crate::options::Timers;
 use crate::resolver::{DeniedAddress, GuardedResolver, Lookup, NameFailure, system_lookup};
 use crate::runtime::{self, AbortOnDrop};
 use crate::text::Redactor;
+use crate::vendor::KeyHeader;
+use crate::wire::Route;
 
+const JSON: &str = "application/json";
 /// Largest body of an answer.
 const MAX_BODY_BYTES: u64 = 64 << 20;
 /// Parts of an answer that wait for the caller before the connection is read no further.
@@ -35,7 +40,7 @@ const DRAIN: Duration = Duration::from_millis(250);
 pub(crate) struct Http {
     client: reqwest::Client,
     address: Address,
-    key: Option<HeaderValue>,
+    has_key: bool,
     redactor: Redactor,
     egress: Egress,
     is_loopback: bool,
@@ -46,7 +51,7 @@ impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Http")
             .field("address", &self.address)
-            .field("has_key", &self.key.is_some())
+            .field("has_key", &self.has_key)
             .field("is_loopback", &self.is_loopback)
             .finish_non_exhaustive()
     }
@@ -55,10 +60,29 @@ impl fmt::Debug for Http {
 /// What is asked of a server.
 #[derive(Debug)]
 pub(crate) struct Call {
-    pub(crate) route: &'static str,
-    /// `None` is a GET.
-    pub(crate) body: Option<Vec<u8>>,
+    pub(crate) method: Method,
+    pub(crate) route: Route,
+    /// Content type and bytes.
+    pub(crate) body: Option<(String, Vec<u8>)>,
     pub(crate) accept: &'static str,
+}
+
+impl Call {
+    pub(crate) fn get(route: Route) -> Self {
+        Self { method: Method::GET, route, body: None, accept: JSON }
+    }
+
+    pub(crate) fn post(route: Route, json: Vec<u8>) -> Self {
+        Self { method: Method::POST, route, body: Some((JSON.to_owned(), json)), accept: JSON }
+    }
+}
+
+/// What every call to an origin carries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credentials<'a> {
+    pub(crate) key: Option<&'a Secret>,
+    pub(crate) key_header: KeyHeader,
+    pub(crate) headers: &'static [(&'static str, &'static str)],
 }
 
 impl Http {
@@ -70,21 +94,22 @@ impl Http {
     pub(crate) fn new(
         address: Address,
         is_at_loopback: bool,
-        key: Option<&Secret>,
+        credentials: Credentials<'_>,
         egress: Egress,
         timers: Timers,
     ) -> Result<Self> {
-        Self::with_lookup(address, is_at_loopback, key, egress, timers, system_lookup)
+        Self::with_lookup(address, is_at_loopback, credentials, egress, timers, system_lookup)
     }
 
     fn with_lookup(
         address: Address,
         is_at_loopback: bool,
-        key: Option<&Secret>,
+        credentials: Credentials<'_>,
         egress: Egress,
         timers: Timers,
         lookup: Lookup,
     ) -> Result<Self> {
+        let key = credentials.key;
         if key.is_some() && !is_at_loopback && !address.is_https() {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -95,7 +120,7 @@ impl Http {
                 ),
             ));
         }
-        let header = key.map(bearer).transpose()?;
+        let headers = default_headers(credentials)?;
         let resolver =
             GuardedResolver { egress: egress.clone(), only_loopback: is_at_loopback, lookup };
         let client = reqwest::Client::builder()
@@ -107,6 +132,7 @@ impl Http {
             .connect_timeout(timers.connect)
             .pool_idle_timeout(POOL_IDLE)
             .tcp_nodelay(true)
+            .default_headers(headers)
             .user_agent(concat!("weighbridge/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| {
@@ -116,7 +142,7 @@ impl Http {
         Ok(Self {
             client,
             address,
-            key: header,
+            has_key: key.is_some(),
             redactor: key.map(Redactor::new).unwrap_or_default(),
             egress,
             is_loopback: is_at_loopback,
@@ -158,7 +184,7 @@ impl Http {
         let total = Deadline { at: start + self.timers.total, phase: "total" };
         let first_byte = Deadline { at: start + self.timers.first_byte, phase: "first_byte" };
         // The body counts as sent until it is known that nothing was connected.
-        let n_sent = call.body.as_ref().map_or(0, Vec::len) as u64;
+        let n_sent = call.body.as_ref().map_or(0, |(_, body)| body.len()) as u64;
         let mut meter = Meter { http: self, n_sent, n_received: 0, is_loopback: None };
 
         let deadline = total.min(first_byte);
@@ -223,22 +249,16 @@ impl Http {
     }
 
     fn request(&self, call: Call) -> reqwest::RequestBuilder {
-        let url = self.address.join(call.route);
-        let request = match call.body {
-            Some(body) => self
-                .client
-                .post(url)
-                .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-                .body(body),
-            None => self.client.get(url),
-        };
-        let request = request
+        let url = self.address.join(&call.route);
+        let mut request = self
+            .client
+            .request(call.method, url)
             .header(ACCEPT, HeaderValue::from_static(call.accept))
             .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        match &self.key {
-            Some(key) => request.header(AUTHORIZATION, key.clone()),
-            None => request,
+        if let Some((content_type, body)) = call.body {
+            request = request.header(CONTENT_TYPE, content_type).body(body);
         }
+        request
     }
 
     /// Hands a part to the caller; `None` if it is gone. Waiting for it counts against the total.
@@ -351,15 +371,27 @@ impl Http {
     }
 }
 
-fn bearer(key: &Secret) -> Result<HeaderValue> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| {
-        Error::new(
-            ErrorKind::InvalidInput,
-            "the key holds characters that no HTTP header can carry",
-        )
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
+/// Headers of every call. The client follows no redirect, so they reach one origin only.
+fn default_headers(credentials: Credentials<'_>) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in credentials.headers {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    if let Some(key) = credentials.key {
+        let (name, text) = match credentials.key_header {
+            KeyHeader::Bearer => (AUTHORIZATION, format!("Bearer {}", key.expose())),
+            KeyHeader::Named(name) => (HeaderName::from_static(name), key.expose().to_owned()),
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|_| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                "the key holds characters that no HTTP header can carry",
+            )
+        })?;
+        value.set_sensitive(true);
+        headers.insert(name, value);
+    }
+    Ok(headers)
 }
 
 /// The cause of that type, if it is among the causes. An `io::Error` hides the error it wraps from
@@ -420,6 +452,9 @@ mod tests {
     use std::sync::Mutex;
     use weighbridge_core::{EgressLedger, EgressScope, block_on};
 
+    const NO_KEY: Credentials<'static> =
+        Credentials { key: None, key_header: KeyHeader::Bearer, headers: &[] };
+
     #[derive(Debug, Default)]
     struct Ledger(Mutex<Vec<EgressEntry>>);
 
@@ -441,8 +476,8 @@ mod tests {
         let egress = Egress::grant(scope, ledger.clone());
         let address = Address::parse(url).unwrap();
         let http =
-            Http::with_lookup(address, is_at_loopback, None, egress, timers, lookup).unwrap();
-        let call = Call { route: "/x", body: Some(b"12345".to_vec()), accept: "*/*" };
+            Http::with_lookup(address, is_at_loopback, NO_KEY, egress, timers, lookup).unwrap();
+        let call = Call::post(Route::new("/x"), b"12345".to_vec());
         let mut exchange = Arc::new(http).start(call).unwrap();
         let error = block_on(exchange.head()).unwrap_err();
         (error, ledger.0.lock().unwrap()[0].clone())

@@ -15,15 +15,18 @@ mod retry_after;
 mod runtime;
 mod sse;
 mod text;
+mod vendor;
 mod wire;
 
-pub use provider::OpenAiCompatible;
+pub use provider::Remote;
+pub use vendor::Vendor;
 
 use weighbridge_core::Plugin;
 
 /// This plugin. Starts nothing and asks nothing.
 pub fn plugin() -> Plugin {
-    Plugin::new("remote", env!("CARGO_PKG_VERSION")).provider(OpenAiCompatible::new())
+    let plugin = Plugin::new("remote", env!("CARGO_PKG_VERSION"));
+    Vendor::ALL.into_iter().fold(plugin, |plugin, vendor| plugin.provider(Remote::new(vendor)))
 }
 
 weighbridge_core::register_plugin!(plugin);

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use weighbridge_core::{Result, check_options};
+use weighbridge_core::{Result, Weights, check_options};
+
+use crate::vendor::{Base, Vendor};
 
 /// Name of the request field that limits generated tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,13 @@ impl MaxTokensField {
     }
 }
 
+/// Which of OpenAI's two protocols is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Api {
+    Responses,
+    Chat,
+}
+
 /// When a call is given up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Timers {
@@ -35,58 +44,86 @@ pub(crate) struct Timers {
 pub(crate) struct Options {
     pub(crate) model: Option<String>,
     pub(crate) api_key_env: Option<String>,
-    pub(crate) url: Option<String>,
+    /// Base URL of the API, from `base_url` or, for listing compatible servers, `url`.
+    pub(crate) base_url: Option<String>,
+    pub(crate) api: Api,
     pub(crate) is_verified: bool,
     pub(crate) timers: Timers,
     pub(crate) max_concurrency: u32,
     pub(crate) streams: bool,
-    pub(crate) max_tokens_field: MaxTokensField,
+    pub(crate) max_tokens_field: Option<MaxTokensField>,
     pub(crate) n_ctx: Option<u32>,
-    pub(crate) enforces_json_schema: bool,
-    pub(crate) takes_images: bool,
+    pub(crate) enforces_json_schema: Option<bool>,
+    pub(crate) takes_images: Option<bool>,
 }
 
 impl Options {
-    /// JSON Schema of the options object.
-    pub(crate) fn schema() -> Value {
+    /// JSON Schema of the options object of a vendor's provider.
+    pub(crate) fn schema(vendor: Vendor) -> Value {
         let seconds = |what: &str| json!({"type": "number", "minimum": 0.001, "maximum": 86_400, "description": what});
-        let flag = |default: bool, what: &str| json!({"type": "boolean", "default": default, "description": what});
-        json!({
-            "type": "object",
-            "additionalProperties": false,
-            "properties": {
-                "model": {"type": "string", "description":
-                    "the model's name at the server; the same as what follows `#`"},
-                "api_key_env": {"type": "string", "description":
-                    "name of the secret that holds the key; default OPENAI_API_KEY for \
-                     api.openai.com, none elsewhere; an empty text is none"},
-                "url": {"type": "string", "description":
-                    "base URL of the server whose models are listed; unused by `open`"},
-                "verified": flag(false,
-                    "you vouch that the server on this machine computes on this machine"),
-                "timeout_s": seconds("limit of a whole call; default 120"),
-                "connect_timeout_s": seconds("limit of name resolution and connect; default 10"),
-                "first_byte_timeout_s": seconds(
-                    "limit until the first byte of the answer; default timeout_s"),
-                "idle_timeout_s": seconds("limit between two bytes of the answer; default 60"),
-                "max_concurrency": {"type": "integer", "minimum": 1, "maximum": 4096, "default": 8,
-                    "description": "calls at once; more are queued"},
-                "stream": flag(true, "stream answers; otherwise each comes as one document"),
-                "max_tokens_field": {"enum": ["max_tokens", "max_completion_tokens"],
-                    "description": "request field for the token limit; default max_tokens"},
-                "n_ctx": {"type": "integer", "minimum": 1, "maximum": u32::MAX,
-                    "description": "context length in tokens, where you know it"},
-                "json_schema": flag(false, "the server enforces response_format json_schema"),
-                "image_input": flag(false, "the model takes images"),
-            },
-        })
+        let flag = |what: &str| json!({"type": "boolean", "description": what});
+        let text = |what: &str| json!({"type": "string", "description": what});
+        let facts = vendor.facts();
+        let key = match facts.key_env {
+            Some(name) => format!(
+                "name of the secret that holds the key; default {name}; an empty text is none"
+            ),
+            None => "name of the secret that holds the key; default none".to_owned(),
+        };
+        let mut properties = json!({
+            "api_key_env": text(&key),
+            "timeout_s": seconds("limit of a whole call; default 120"),
+            "connect_timeout_s": seconds("limit of name resolution and connect; default 10"),
+            "first_byte_timeout_s": seconds(
+                "limit until the first byte of the answer; default timeout_s"),
+            "idle_timeout_s": seconds("limit between two bytes of the answer; default 60"),
+            "max_concurrency": {"type": "integer", "minimum": 1, "maximum": 4096, "default": 8,
+                "description": "calls at once; more are queued"},
+            "stream": {"type": "boolean", "default": true,
+                "description": "stream answers; otherwise each comes as one document"},
+            "n_ctx": {"type": "integer", "minimum": 1, "maximum": u32::MAX,
+                "description": "context length in tokens, where you know it"},
+        });
+        let mut add = |name: &str, schema: Value| properties[name] = schema;
+        match facts.base {
+            Base::Location => {
+                add("model", text("the model's name at the server; the same as what follows `#`"));
+                add(
+                    "url",
+                    text("base URL of the server whose models are listed; unused by `open`"),
+                );
+            }
+            Base::At(url) => add("base_url", text(&format!("base URL of the API; default {url}"))),
+            Base::Option => add("base_url", text("base URL of the API; needed")),
+        }
+        if matches!(vendor, Vendor::OpenAi | Vendor::AzureOpenAi) {
+            let what = "which API is spoken; default responses";
+            add("api", json!({"enum": ["responses", "chat"], "description": what}));
+        }
+        if facts.weights == Weights::Unknown {
+            add(
+                "verified",
+                flag(
+                    "you vouch that the server on this machine computes on this machine; default \
+                     false",
+                ),
+            );
+            let what = "request field for the token limit; default max_tokens";
+            add(
+                "max_tokens_field",
+                json!({"enum": ["max_tokens", "max_completion_tokens"], "description": what}),
+            );
+            add("json_schema", flag("the server enforces response_format json_schema"));
+            add("image_input", flag("the model takes images"));
+        }
+        json!({"type": "object", "additionalProperties": false, "properties": properties})
     }
 
-    /// Reads the options of provider `provider`.
-    pub(crate) fn read(provider: &str, options: &Map<String, Value>) -> Result<Self> {
-        check_options(provider, &Self::schema(), options)?;
+    /// Reads the options of a vendor's provider.
+    pub(crate) fn read(vendor: Vendor, options: &Map<String, Value>) -> Result<Self> {
+        check_options(vendor.facts().id, &Self::schema(vendor), options)?;
         let text = |name| options.get(name).and_then(Value::as_str).map(str::to_owned);
-        let flag = |name, default| options.get(name).and_then(Value::as_bool).unwrap_or(default);
+        let flag = |name| options.get(name).and_then(Value::as_bool);
         let seconds = |name| options.get(name).and_then(Value::as_f64).map(Duration::from_secs_f64);
         let number =
             |name| options.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
@@ -94,8 +131,12 @@ impl Options {
         Ok(Self {
             model: text("model"),
             api_key_env: text("api_key_env"),
-            url: text("url"),
-            is_verified: flag("verified", false),
+            base_url: text("base_url").or_else(|| text("url")),
+            api: match options.get("api").and_then(Value::as_str) {
+                Some("chat") => Api::Chat,
+                _ => Api::Responses,
+            },
+            is_verified: flag("verified").unwrap_or(false),
             timers: Timers {
                 connect: seconds("connect_timeout_s").unwrap_or(Duration::from_secs(10)),
                 first_byte: seconds("first_byte_timeout_s").unwrap_or(total),
@@ -103,14 +144,15 @@ impl Options {
                 total,
             },
             max_concurrency: number("max_concurrency").unwrap_or(8),
-            streams: flag("stream", true),
+            streams: flag("stream").unwrap_or(true),
             max_tokens_field: match options.get("max_tokens_field").and_then(Value::as_str) {
-                Some("max_completion_tokens") => MaxTokensField::MaxCompletionTokens,
-                _ => MaxTokensField::MaxTokens,
+                Some("max_completion_tokens") => Some(MaxTokensField::MaxCompletionTokens),
+                Some(_) => Some(MaxTokensField::MaxTokens),
+                None => None,
             },
             n_ctx: number("n_ctx"),
-            enforces_json_schema: flag("json_schema", false),
-            takes_images: flag("image_input", false),
+            enforces_json_schema: flag("json_schema"),
+            takes_images: flag("image_input"),
         })
     }
 }
@@ -120,7 +162,7 @@ mod tests {
     use super::*;
 
     fn read(options: Value) -> Result<Options> {
-        Options::read("openai-compatible", options.as_object().unwrap())
+        Options::read(Vendor::OpenAiCompatible, options.as_object().unwrap())
     }
 
     #[test]
@@ -130,7 +172,7 @@ mod tests {
         assert_eq!(options.timers.first_byte, Duration::from_secs(120));
         assert_eq!(options.max_concurrency, 8);
         assert!(options.streams && !options.is_verified);
-        assert_eq!(options.max_tokens_field.as_str(), "max_tokens");
+        assert_eq!(options.max_tokens_field, None);
     }
 
     #[test]

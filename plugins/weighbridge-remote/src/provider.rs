@@ -4,65 +4,73 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use weighbridge_core::{
     Backend, Egress, Error, ErrorKind, ModelCard, ModelListing, ModelRef, OpenContext, Placement,
-    Probe, Provider, ProviderInfo, Result, Secret, Weights,
+    Probe, Provider, ProviderInfo, Result, Secret,
 };
 
 use crate::address::{Address, Place};
 use crate::backend::RemoteBackend;
-use crate::chat::Chat;
 use crate::failure::{Refusal, by_status};
-use crate::http::{Call, Http};
+use crate::http::{Call, Credentials, Http};
 use crate::options::{Options, Timers};
 use crate::runtime;
-use crate::wire::Wire as _;
+use crate::vendor::{Base, Facts, Vendor};
+use crate::wire::{Listed, Wire};
 
-const ID: &str = "openai-compatible";
 const MAX_LISTING_BYTES: usize = 4 << 20;
-/// Where common local servers listen: llama-server, Ollama, LM Studio, vLLM.
-const USUAL_SERVERS: [&str; 4] = [
-    "http://127.0.0.1:8080/v1",
-    "http://127.0.0.1:11434/v1",
-    "http://127.0.0.1:1234/v1",
-    "http://127.0.0.1:8000/v1",
-];
-/// How long a usual server may take to list its models, before it counts as absent.
+/// A list of models in more parts than this is cut.
+const MAX_PAGES: usize = 50;
+/// How long a server at its usual port may take to list its models, before it counts as absent.
 const USUAL_SERVER_WAIT: Duration = Duration::from_millis(500);
 
-/// Models behind servers that speak OpenAI's Chat Completions.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OpenAiCompatible;
+/// Models behind the API of one vendor.
+///
+/// ```
+/// use weighbridge_core::Provider;
+/// use weighbridge_remote::{Remote, Vendor};
+///
+/// assert_eq!(Remote::new(Vendor::Anthropic).id(), "anthropic");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Remote {
+    vendor: Vendor,
+}
 
-impl OpenAiCompatible {
+impl Remote {
     /// The provider. Nothing is started or asked.
-    pub fn new() -> Self {
-        Self
+    pub fn new(vendor: Vendor) -> Self {
+        Self { vendor }
     }
 }
 
 /// A server that may be spoken to.
 struct Server {
     http: Arc<Http>,
+    wire: Box<dyn Wire>,
     place: Place,
     key_name: Option<String>,
 }
 
+/// Where a model is and what it is called there.
+struct Target {
+    address: Address,
+    /// `None`: the only one that the server lists.
+    model: Option<String>,
+}
+
 #[async_trait]
-impl Provider for OpenAiCompatible {
+impl Provider for Remote {
     fn id(&self) -> &str {
-        ID
+        self.vendor.facts().id
     }
 
     fn describe(&self) -> ProviderInfo {
-        let mut info = ProviderInfo::new(
-            "models behind servers that speak OpenAI's Chat Completions",
-            "URL of the API with the model behind `#`: http://127.0.0.1:8080/v1#my-model",
-        )
-        .with_option_schema(Options::schema());
+        let facts = self.vendor.facts();
+        let mut info = ProviderInfo::new(facts.summary, facts.location_help)
+            .with_option_schema(Options::schema(self.vendor));
         info.needs_egress = true;
         info
     }
@@ -74,107 +82,219 @@ impl Provider for OpenAiCompatible {
         }
     }
 
-    /// Lists the server at the option `url`; without it, the servers that answer at the usual
-    /// ports of this machine.
+    /// Lists the vendor's models, or those of the server at option `base_url` (`url` for
+    /// `openai-compatible`, which lists nothing without it). A local server that does not answer
+    /// at its usual port has none; a vendor that needs a key and has none is an error.
     async fn list(&self, context: &OpenContext) -> Result<Vec<ModelListing>> {
-        let options = Options::read(ID, &context.options)?;
+        let mut options = Options::read(self.vendor, &context.options)?;
         let egress = egress(context)?;
-        if let Some(url) = &options.url {
-            let address = Address::parse(url)?;
-            let server = connect(address, &options, egress, context).await?;
-            return Ok(listings(url, &server, &options, server.models().await?));
+        let facts = self.vendor.facts();
+        let (url, is_given) = match (&options.base_url, facts.base) {
+            (Some(url), _) => (url.clone(), true),
+            (None, Base::At(url)) => (url.to_owned(), false),
+            (None, Base::Location | Base::Option) => return Ok(Vec::new()),
+        };
+        let looks_around = facts.is_local() && !is_given;
+        if looks_around {
+            options.timers = Timers {
+                connect: USUAL_SERVER_WAIT,
+                first_byte: USUAL_SERVER_WAIT,
+                idle: USUAL_SERVER_WAIT,
+                total: USUAL_SERVER_WAIT,
+            };
         }
-        let wait = Timers {
-            connect: USUAL_SERVER_WAIT,
-            first_byte: USUAL_SERVER_WAIT,
-            idle: USUAL_SERVER_WAIT,
-            total: USUAL_SERVER_WAIT,
-        };
-        let options = Options { timers: wait, api_key_env: None, ..options };
-        let ask = async |url: &str| -> Result<Vec<ModelListing>> {
-            let server = connect(Address::parse(url)?, &options, egress, context).await?;
+        if !facts.is_local() && !is_given {
+            // Not even the vendor's name is looked up where the network is not allowed.
+            egress.permit(&url, false)?;
+        }
+        let server = self.connect(Address::parse(&url)?, &options, egress, context).await?;
+        let models = match server.models().await {
+            Ok(models) => models,
             // Whoever listens there and lists no models is somebody else.
-            let models = server.models().await.unwrap_or_default();
-            Ok(listings(url, &server, &options, models))
+            Err(_) if looks_around => Vec::new(),
+            Err(error) => return Err(error),
         };
-        let found = try_join_all(USUAL_SERVERS.map(ask)).await?.concat();
-        Ok(found)
+        Ok(models.iter().map(|listed| self.listing(listed, &url, &server, &options)).collect())
     }
 
     async fn open(&self, model: &ModelRef, context: &OpenContext) -> Result<Arc<dyn Backend>> {
-        let options = Options::read(ID, &context.options)?;
-        let address = address(model)?;
-        let wanted = wanted_model(model, &options)?;
-        let server = connect(address, &options, egress(context)?, context).await?;
-        let id = match wanted {
+        let options = Options::read(self.vendor, &context.options)?;
+        let target = self.target(model, &options)?;
+        let server = self.connect(target.address, &options, egress(context)?, context).await?;
+        let id = match target.model {
             Some(id) => id,
             None => only_model(server.models().await?, server.http.address().authority())?,
         };
-        Ok(Arc::new(backend(id, server, &options)))
+        Ok(Arc::new(self.backend(id, server, &options)))
     }
 }
 
-impl OpenAiCompatible {
+impl Remote {
     async fn ask_whether_it_answers(&self, model: &ModelRef, context: &OpenContext) -> Result<()> {
-        let options = Options::read(ID, &context.options)?;
-        let address = address(model)?;
-        let wanted = wanted_model(model, &options)?;
-        let server = connect(address, &options, egress(context)?, context).await?;
+        let options = Options::read(self.vendor, &context.options)?;
+        let target = self.target(model, &options)?;
+        let server = self.connect(target.address, &options, egress(context)?, context).await?;
         match server.models().await {
-            Ok(models) if wanted.is_none() => {
+            Ok(models) if target.model.is_none() => {
                 only_model(models, server.http.address().authority()).map(drop)
             }
             // Not every server lists its models; one that is named may be there all the same.
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound && wanted.is_some() => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && target.model.is_some() => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a model's name.
+    fn target(&self, model: &ModelRef, options: &Options) -> Result<Target> {
+        let bad = |why: String| Err(Error::new(ErrorKind::InvalidInput, why));
+        let facts = self.vendor.facts();
+        let Some(url) = self.base_url(options)? else {
+            if model.revision.is_some() {
+                return bad("a server's URL takes no `@`: neither a revision nor a user; name a \
+                            key by the option `api_key_env`"
+                    .to_owned());
+            }
+            let wanted = wanted_model(model, options)?;
+            return Ok(Target { address: Address::parse(&model.location)?, model: wanted });
+        };
+        if let Some(part) = model.variant.as_deref().or(model.revision.as_deref()) {
+            return bad(format!("`{}` names a model by its id alone; cut `{part}` off", facts.id));
+        }
+        if model.location.is_empty() {
+            return bad(format!("name a model: {}:MODEL ({})", facts.id, facts.location_help));
+        }
+        Ok(Target { address: Address::parse(&url)?, model: Some(model.location.clone()) })
+    }
+
+    /// The base URL; `None` where the location names it.
+    fn base_url(&self, options: &Options) -> Result<Option<String>> {
+        let facts = self.vendor.facts();
+        match (facts.base, &options.base_url) {
+            (Base::Location, _) => Ok(None),
+            (_, Some(url)) => Ok(Some(url.clone())),
+            (Base::At(url), None) => Ok(Some(url.to_owned())),
+            (Base::Option, None) => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("`{}` needs option `base_url`: {}", facts.id, facts.location_help),
+            )),
+        }
+    }
+
+    async fn connect(
+        &self,
+        address: Address,
+        options: &Options,
+        egress: &Egress,
+        context: &OpenContext,
+    ) -> Result<Server> {
+        let facts = self.vendor.facts();
+        let place = {
+            let (address, egress, wait) = (address.clone(), egress.clone(), options.timers.connect);
+            runtime::run(async move { address.locate(&egress, wait).await }).await?
+        };
+        let (key_name, key) = key(&facts, &address, options, context)?;
+        let credentials =
+            Credentials { key: key.as_ref(), key_header: facts.key_header, headers: facts.headers };
+        let http =
+            Http::new(address, place.is_loopback, credentials, egress.clone(), options.timers)?;
+        Ok(Server { http: Arc::new(http), wire: self.vendor.wire(options), place, key_name })
+    }
+
+    fn card(&self, id: &str, server: &Server, options: &Options) -> ModelCard {
+        let facts = self.vendor.facts();
+        let placement = if server.place.is_loopback {
+            Placement::LocalServer { verified: options.is_verified }
+        } else {
+            Placement::Network { host: server.http.address().authority().to_owned() }
+        };
+        // Who holds the weights behind a server is not to be seen from here; a suite that knows
+        // says so.
+        let mut card = ModelCard::new(id, facts.id, facts.weights, placement);
+        card.n_ctx = options.n_ctx;
+        card
+    }
+
+    fn listing(
+        &self,
+        listed: &Listed,
+        url: &str,
+        server: &Server,
+        options: &Options,
+    ) -> ModelListing {
+        let mut card = self.card(&listed.id, server, options);
+        card.n_ctx = card.n_ctx.or(listed.n_ctx);
+        let facts = self.vendor.facts();
+        let model = match facts.base {
+            Base::Location => {
+                let mut model = ModelRef::new(facts.id, url);
+                model.variant = Some(listed.id.clone());
+                model
+            }
+            Base::At(_) | Base::Option => ModelRef::new(facts.id, &listed.id),
+        };
+        ModelListing::new(model, card)
+    }
+
+    fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
+        let mut capabilities = server.wire.capabilities();
+        capabilities.n_ctx = options.n_ctx;
+        capabilities.max_concurrency = Some(options.max_concurrency);
+        RemoteBackend {
+            card: self.card(&id, &server, options),
+            capabilities,
+            http: server.http,
+            wire: server.wire,
+            key_name: server.key_name,
+            permits: Semaphore::new(options.max_concurrency as usize),
         }
     }
 }
 
 impl Server {
-    /// The names of the models that the server lists.
-    async fn models(&self) -> Result<Vec<String>> {
+    /// The models that the server lists.
+    async fn models(&self) -> Result<Vec<Listed>> {
         self.fetch_models().await.map_err(|error| self.http.redactor().clean(error))
     }
 
-    async fn fetch_models(&self) -> Result<Vec<String>> {
-        let call = Call { route: "/models", body: None, accept: "application/json" };
-        let mut exchange = self.http.start(call)?;
-        let head = exchange.head().await?;
-        let body = exchange.body(MAX_LISTING_BYTES).await?;
-        if !head.is_success() {
-            return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
-                Refusal::Error(error) => error,
-                Refusal::Filtered(code) => Error::new(ErrorKind::ServerError, code),
-            });
+    async fn fetch_models(&self) -> Result<Vec<Listed>> {
+        let mut models = Vec::new();
+        let mut next = None;
+        for _ in 0..MAX_PAGES {
+            let mut exchange =
+                self.http.start(Call::get(self.wire.models_route(next.as_deref())))?;
+            let head = exchange.head().await?;
+            let body = exchange.body(MAX_LISTING_BYTES).await?;
+            if !head.is_success() {
+                return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
+                    Refusal::Error(error) => error,
+                    Refusal::Filtered(code) => Error::new(ErrorKind::ServerError, code),
+                });
+            }
+            let document: Option<Value> = serde_json::from_slice(&body).ok();
+            let page = document.and_then(|document| self.wire.models(&document));
+            let page = page.ok_or_else(|| self.lists_nothing(&body))?;
+            models.extend(page.models);
+            next = page.next;
+            if next.is_none() {
+                break;
+            }
         }
-        let document: Option<Value> = serde_json::from_slice(&body).ok();
-        let models = document.as_ref().and_then(|d| d["data"].as_array()).ok_or_else(|| {
-            let text = String::from_utf8_lossy(&body);
-            Error::new(
-                ErrorKind::Transport,
-                format!(
-                    "{} lists no models as an OpenAI-compatible server does; check that the URL \
-                     is the base of the API, which often ends in /v1",
-                    self.http.address().authority()
-                ),
-            )
-            .with("body", self.http.redactor().excerpt(text.trim(), 400))
-        })?;
-        Ok(models.iter().filter_map(|m| m["id"].as_str()).map(str::to_owned).collect())
+        Ok(models)
     }
-}
 
-fn address(model: &ModelRef) -> Result<Address> {
-    if model.revision.is_some() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "a server's URL takes no `@`: neither a revision nor a user; name a key by the option \
-             `api_key_env`",
-        ));
+    fn lists_nothing(&self, body: &[u8]) -> Error {
+        let text = String::from_utf8_lossy(body);
+        Error::new(
+            ErrorKind::Transport,
+            format!(
+                "{} lists no models as this API does; check that the URL is the base of the API, \
+                 which often ends in /v1",
+                self.http.address().authority()
+            ),
+        )
+        .with("body", self.http.redactor().excerpt(text.trim(), 400))
     }
-    Address::parse(&model.location)
 }
 
 fn wanted_model(model: &ModelRef, options: &Options) -> Result<Option<String>> {
@@ -197,22 +317,8 @@ fn egress(context: &OpenContext) -> Result<&Egress> {
     })
 }
 
-async fn connect(
-    address: Address,
-    options: &Options,
-    egress: &Egress,
-    context: &OpenContext,
-) -> Result<Server> {
-    let place = {
-        let (address, egress, wait) = (address.clone(), egress.clone(), options.timers.connect);
-        runtime::run(async move { address.locate(&egress, wait).await }).await?
-    };
-    let (key_name, key) = key(&address, options, context)?;
-    let http = Http::new(address, place.is_loopback, key.as_ref(), egress.clone(), options.timers)?;
-    Ok(Server { http: Arc::new(http), place, key_name })
-}
-
 fn key(
+    facts: &Facts,
     address: &Address,
     options: &Options,
     context: &OpenContext,
@@ -220,7 +326,11 @@ fn key(
     let name = match options.api_key_env.as_deref() {
         Some("") => None,
         Some(name) => Some(name),
-        None => (address.host() == "api.openai.com").then_some("OPENAI_API_KEY"),
+        // A vendor's key goes to the vendor; another address must be given its own by name.
+        None if is_elsewhere(facts, address) => None,
+        None => facts
+            .key_env
+            .or_else(|| (address.host() == "api.openai.com").then_some("OPENAI_API_KEY")),
     };
     let Some(name) = name else { return Ok((None, None)) };
     match context.secret(name).filter(|secret| !secret.expose().is_empty()) {
@@ -236,14 +346,22 @@ fn key(
     }
 }
 
-fn only_model(mut models: Vec<String>, place: &str) -> Result<String> {
+/// The address is not the vendor's own.
+fn is_elsewhere(facts: &Facts, address: &Address) -> bool {
+    match facts.base {
+        Base::At(url) => Address::parse(url).is_ok_and(|own| own.origin() != address.origin()),
+        Base::Location | Base::Option => false,
+    }
+}
+
+fn only_model(mut models: Vec<Listed>, place: &str) -> Result<String> {
     if models.len() == 1 {
-        return Ok(models.remove(0));
+        return Ok(models.remove(0).id);
     }
     let listed = match models.len() {
         0 => "none".to_owned(),
         n => {
-            let shown: Vec<_> = models.iter().take(20).map(|m| format!("`{m}`")).collect();
+            let shown: Vec<_> = models.iter().take(20).map(|m| format!("`{}`", m.id)).collect();
             let more = if n > 20 { format!(" and {} more", n - 20) } else { String::new() };
             format!("{}{more}", shown.join(", "))
         }
@@ -252,46 +370,4 @@ fn only_model(mut models: Vec<String>, place: &str) -> Result<String> {
         ErrorKind::InvalidInput,
         format!("name the model at {place} behind `#` in the URL; it lists {listed}"),
     ))
-}
-
-fn card(id: &str, server: &Server, options: &Options) -> ModelCard {
-    let placement = if server.place.is_loopback {
-        Placement::LocalServer { verified: options.is_verified }
-    } else {
-        Placement::Network { host: server.http.address().authority().to_owned() }
-    };
-    // Who holds the weights is not to be seen from here; a suite that knows says so.
-    let mut card = ModelCard::new(id, ID, Weights::Unknown, placement);
-    card.n_ctx = options.n_ctx;
-    card
-}
-
-fn listings(
-    url: &str,
-    server: &Server,
-    options: &Options,
-    models: Vec<String>,
-) -> Vec<ModelListing> {
-    let listing = |id: String| {
-        let card = card(&id, server, options);
-        let mut model = ModelRef::new(ID, url);
-        model.variant = Some(id);
-        ModelListing::new(model, card)
-    };
-    models.into_iter().map(listing).collect()
-}
-
-fn backend(id: String, server: Server, options: &Options) -> RemoteBackend {
-    let wire = Chat::new(ID, options);
-    let mut capabilities = wire.capabilities();
-    capabilities.n_ctx = options.n_ctx;
-    capabilities.max_concurrency = Some(options.max_concurrency);
-    RemoteBackend {
-        card: card(&id, &server, options),
-        capabilities,
-        http: server.http,
-        wire: Box::new(wire),
-        key_name: server.key_name,
-        permits: Semaphore::new(options.max_concurrency as usize),
-    }
 }

@@ -9,10 +9,59 @@ use weighbridge_core::{Capabilities, Dropped, Request, Result};
 use crate::emitter::{Emitter, Ending};
 use crate::sse::Frame;
 
+/// A route below the base URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Begins with a slash; needs no encoding.
+    pub(crate) path: String,
+    /// Without the question mark. Never holds a key.
+    pub(crate) query: Option<String>,
+}
+
+impl Route {
+    pub(crate) fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), query: None }
+    }
+
+    #[must_use]
+    pub(crate) fn with_query(mut self, query: impl Into<String>) -> Self {
+        self.query = Some(query.into());
+        self
+    }
+}
+
+/// One model of a server's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) id: String,
+    pub(crate) n_ctx: Option<u32>,
+}
+
+/// Part of a server's list of models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) models: Vec<Listed>,
+    /// Where the next part begins, in the vendor's word.
+    pub(crate) next: Option<String>,
+}
+
 /// A protocol.
 pub(crate) trait Wire: fmt::Debug + Send + Sync {
-    /// The route of a generation, below the base URL.
-    fn route(&self) -> &'static str;
+    /// The route of a generation.
+    fn route(&self, model: &str) -> Route;
+
+    /// The route of the list of models, from `next` of the page before.
+    fn models_route(&self, next: Option<&str>) -> Route {
+        let _ = next;
+        Route::new("/models")
+    }
+
+    /// Reads a part of the list of models; `None` if it is none.
+    fn models(&self, document: &Value) -> Option<Page> {
+        let ids = document["data"].as_array()?.iter().filter_map(|model| model["id"].as_str());
+        let models = ids.map(|id| Listed { id: id.to_owned(), n_ctx: None }).collect();
+        Some(Page { models, next: None })
+    }
 
     /// What every model behind this protocol can be asked.
     fn capabilities(&self) -> Capabilities;

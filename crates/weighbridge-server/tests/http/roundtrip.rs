@@ -8,7 +8,7 @@ use weighbridge_core::{
     Backend, BackendExt, Egress, EgressEntry, EgressLedger, EgressScope, ErrorKind, ModelRef,
     OpenContext, Outcome, Provider, Request, Secret, Secrets, StopReason, StopSink, Tool, block_on,
 };
-use weighbridge_remote::OpenAiCompatible;
+use weighbridge_remote::{Remote, Vendor};
 use weighbridge_server::{Running, Server};
 
 use crate::support::{Scripted, Step, free, server, within_a_second};
@@ -38,7 +38,7 @@ fn open(
         .with_options(options.as_object().unwrap().clone())
         .with_egress(Egress::grant(EgressScope::Loopback, Arc::new(Ignore)))
         .with_secrets(Arc::new(OneKey));
-    block_on(OpenAiCompatible::new().open(&model, &context))
+    block_on(Remote::new(Vendor::OpenAiCompatible).open(&model, &context))
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) fn write(
     if let Some(max_tokens) = request.max_tokens
         && keeps(RequestOption::MaxTokens)
     {
-        set(wire.max_tokens_field.as_str(), max_tokens.into());
+        set(wire.dialect.max_tokens_field.as_str(), max_tokens.into());
     }
     if let Some(top) = request.logprobs
         && keeps(RequestOption::Logprobs)
@@ -104,7 +104,7 @@ pub(super) fn write(
     {
         set("response_format", response_format(constraint)?);
     }
-    if wire.streams {
+    if wire.dialect.streams {
         set("stream", true.into());
         set("stream_options", json!({"include_usage": true}));
     }
@@ -230,14 +230,17 @@ fn write_message(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::Dialect;
     use crate::options::Options;
+    use crate::vendor::Vendor;
     use crate::wire::Wire;
     use std::collections::BTreeMap;
     use weighbridge_core::{Sampling, TokenId, Tool, ToolCall};
 
     fn wire(options: Value) -> Chat {
-        let options = Options::read("openai-compatible", options.as_object().unwrap()).unwrap();
-        Chat::new("openai-compatible", &options)
+        let options =
+            Options::read(Vendor::OpenAiCompatible, options.as_object().unwrap()).unwrap();
+        Chat::new("openai-compatible", Dialect::compatible(&options))
     }
 
     fn body(options: Value, request: &Request) -> Result<String> {

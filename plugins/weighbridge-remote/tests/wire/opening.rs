@@ -7,7 +7,7 @@ use weighbridge_core::{
     BackendExt, EgressScope, ErrorKind, ModelRef, OpenContext, Placement, Probe, Provider, Request,
     Weights, block_on,
 };
-use weighbridge_remote::{OpenAiCompatible, plugin};
+use weighbridge_remote::{Remote, Vendor, plugin};
 
 use crate::player::{Player, answer, json as json_answer};
 use crate::support::{CANARY, Ledger, assert_no_canary, context, open, try_open};
@@ -28,7 +28,7 @@ fn listing(ids: &[&str]) -> Player {
 fn without_egress_nothing_leaves() {
     let player = listing(&["m"]);
     let model = reference(&player.url());
-    let provider = OpenAiCompatible::new();
+    let provider = Remote::new(Vendor::OpenAiCompatible);
     let error = block_on(provider.open(&model, &OpenContext::new())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::EgressDenied);
     let error = block_on(provider.list(&OpenContext::new())).unwrap_err();
@@ -53,7 +53,10 @@ fn loopback_scope_reaches_no_other_host() {
     let ledger = Arc::<Ledger>::default();
     let open = |options| {
         let context = context(options, EgressScope::Network, &ledger);
-        block_on(OpenAiCompatible::new().open(&reference("http://10.1.2.3/v1#m"), &context))
+        block_on(
+            Remote::new(Vendor::OpenAiCompatible)
+                .open(&reference("http://10.1.2.3/v1#m"), &context),
+        )
     };
     let backend = open(json!({})).unwrap();
     assert_eq!(backend.card().placement, Placement::Network { host: "10.1.2.3".into() });
@@ -68,7 +71,8 @@ fn every_exchange_is_in_the_ledger() {
     let ledger = Arc::<Ledger>::default();
     let context = context(json!({"stream": false}), EgressScope::Loopback, &ledger);
     let backend =
-        block_on(OpenAiCompatible::new().open(&reference(&player.url()), &context)).unwrap();
+        block_on(Remote::new(Vendor::OpenAiCompatible).open(&reference(&player.url()), &context))
+            .unwrap();
     backend.complete_blocking(&Request::user("Hi")).unwrap();
     let n_sent = player.seen()[1].body.len() as u64;
     let entries = ledger.0.lock().unwrap();
@@ -105,7 +109,7 @@ fn servers_are_listed_and_probed() {
     let player = listing(&["a", "b"]);
     let ledger = Arc::<Ledger>::default();
     let context = context(json!({"url": player.url()}), EgressScope::Loopback, &ledger);
-    let provider = OpenAiCompatible::new();
+    let provider = Remote::new(Vendor::OpenAiCompatible);
     let found = block_on(provider.list(&context)).unwrap();
     let names: Vec<_> = found.iter().map(|l| l.model.to_string()).collect();
     assert_eq!(names[1], format!("openai-compatible:{}#b", player.url()));
@@ -191,7 +195,7 @@ fn works_without_a_runtime_and_within_any() {
     let model = reference(&format!("{}#m", player.url()));
     let text = runtime.block_on(async {
         let context = context(json!({}), EgressScope::Loopback, &Arc::default());
-        let backend = OpenAiCompatible::new().open(&model, &context).await.unwrap();
+        let backend = Remote::new(Vendor::OpenAiCompatible).open(&model, &context).await.unwrap();
         let task = tokio::spawn(async move { backend.complete(&Request::user("Hi")).await });
         task.await.unwrap().unwrap().text
     });

@@ -9,7 +9,7 @@ use weighbridge_core::{
     Backend, BackendExt, Completion, Egress, EgressEntry, EgressLedger, EgressScope, Error, Event,
     ModelRef, OpenContext, Outcome, Provider, Request, Result, Secret, Secrets, block_on,
 };
-use weighbridge_remote::OpenAiCompatible;
+use weighbridge_remote::{Remote, Vendor};
 
 use crate::player::{Act, Player};
 
@@ -44,7 +44,7 @@ pub(crate) fn context(options: Value, scope: EgressScope, ledger: &Arc<Ledger>) 
 pub(crate) fn try_open(url: &str, options: Value) -> Result<Arc<dyn Backend>> {
     let model: ModelRef = format!("openai-compatible:{url}").parse().unwrap();
     let context = context(options, EgressScope::Loopback, &Arc::default());
-    block_on(OpenAiCompatible::new().open(&model, &context))
+    block_on(Remote::new(Vendor::OpenAiCompatible).open(&model, &context))
 }
 
 /// The model `m` at a player, with a key.
