@@ -48,6 +48,9 @@ struct Args {
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
+    /// Only models whose names begin like this, such as `smol-135m-q8_0`.
+    #[arg(long)]
+    model: Option<String>,
     /// Rounds; each measures everybody once.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -97,6 +100,7 @@ fn run(args: Args) -> Result<()> {
         registry: link_plugins!(weighbridge_candle, weighbridge_llama_cpp)?,
         models: args.models,
         peers,
+        only_model: args.model,
         n_threads,
         sizes: if args.quick { Sizes::quick() } else { Sizes::full(args.rounds) },
         draw: Draw::new(),

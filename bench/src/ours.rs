@@ -15,7 +15,7 @@ use weighbridge_core::{
 use crate::Result;
 
 /// Tokens of the prompt before a measured decode.
-const N_SHORT_PROMPT: usize = 16;
+pub(crate) const N_SHORT_PROMPT: usize = 16;
 
 /// An opened model.
 #[derive(Debug)]

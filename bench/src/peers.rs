@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::Result;
+use crate::ours::N_SHORT_PROMPT;
 use crate::server::Server;
 
 /// Tokens of a logical and of a physical batch, for every peer that has such a thing; llama.cpp's
@@ -53,22 +54,30 @@ impl Peers {
         Ok(String::from_utf8_lossy(&text).split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// One stream: a prompt of `n_prompt` tokens, and `n_generated` steps of one token.
+    /// One stream: a prompt of `n_prompt` tokens, and `n_generated` steps of one token behind as
+    /// many others as ours has before it.
     pub(crate) fn llama_bench(
         &self,
         model: &Path,
         n_prompt: usize,
         n_generated: usize,
     ) -> Result<Rates> {
-        let mut command = Command::new(self.program("llama-bench"));
-        command
-            .args(["--repetitions", "1", "--output", "json"])
-            .args(["--n-prompt", &n_prompt.to_string(), "--n-gen", &n_generated.to_string()])
-            .args(["--threads", &self.n_threads.to_string()])
-            .args(BATCHES)
-            .arg("--model")
-            .arg(model);
-        bench_rates(&output(command)?)
+        let rate = |n_prompt: usize, n_generated: usize, depth: usize| {
+            let mut command = Command::new(self.program("llama-bench"));
+            command
+                .args(["--repetitions", "1", "--output", "json"])
+                .args(["--n-prompt", &n_prompt.to_string(), "--n-gen", &n_generated.to_string()])
+                .args(["--n-depth", &depth.to_string()])
+                .args(["--threads", &self.n_threads.to_string()])
+                .args(BATCHES)
+                .arg("--model")
+                .arg(model);
+            bench_rate(&output(command)?)
+        };
+        Ok(Rates {
+            prefill: rate(n_prompt, 0, 0)?,
+            decode: rate(0, n_generated, N_SHORT_PROMPT)?,
+        })
     }
 
     /// `n_sequences` streams at once, each with its own prompt: prompt and generated tokens of all
@@ -134,15 +143,13 @@ fn output(mut command: Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Reads what `llama-bench --output json` prints: an array with one test each.
-fn bench_rates(text: &str) -> Result<Rates> {
+/// Reads what `llama-bench --output json` prints: an array with one test.
+fn bench_rate(text: &str) -> Result<f64> {
     let tests: Vec<Value> = serde_json::from_str(text)?;
-    let rate = |counter: &str| {
-        let test = tests.iter().find(|test| test[counter].as_u64().is_some_and(|n| n > 0));
-        test.and_then(|test| test["avg_ts"].as_f64())
-            .ok_or_else(|| format!("llama-bench printed no test with `{counter}`"))
-    };
-    Ok(Rates { prefill: rate("n_prompt")?, decode: rate("n_gen")? })
+    match &tests[..] {
+        [test] => test["avg_ts"].as_f64().ok_or_else(|| "llama-bench printed no rate".into()),
+        tests => Err(format!("llama-bench printed {} tests instead of one", tests.len()).into()),
+    }
 }
 
 /// Reads what `llama-batched-bench --output-format jsonl` prints among its messages.
@@ -157,13 +164,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rates_of_llama_bench_are_told_apart_by_their_counters() {
-        let text = r#"[{"n_prompt": 512, "n_gen": 0, "avg_ts": 331.5},
-                       {"n_prompt": 0, "n_gen": 128, "avg_ts": 64.25}]"#;
-        let rates = bench_rates(text).unwrap();
-        assert_eq!((rates.prefill, rates.decode), (331.5, 64.25));
-        let only_prefill = r#"[{"n_prompt": 512, "n_gen": 0, "avg_ts": 331.5}]"#;
-        assert!(bench_rates(only_prefill).unwrap_err().to_string().contains("`n_gen`"));
+    fn the_rate_of_llama_bench_is_that_of_its_one_test() {
+        let test = r#"{"n_prompt": 512, "n_gen": 0, "avg_ts": 331.5}"#;
+        assert_eq!(bench_rate(&format!("[{test}]")).unwrap(), 331.5);
+        for text in ["[]", "[{}]", &format!("[{test}, {test}]")] {
+            assert!(bench_rate(text).is_err());
+        }
     }
 
     #[test]

@@ -113,6 +113,8 @@ pub(crate) struct Bench {
     pub(crate) registry: Registry,
     pub(crate) models: PathBuf,
     pub(crate) peers: Option<Peers>,
+    /// Beginning of the names of the models that are measured.
+    pub(crate) only_model: Option<String>,
     pub(crate) n_threads: usize,
     pub(crate) sizes: Sizes,
     pub(crate) draw: Draw,
@@ -130,6 +132,9 @@ impl Bench {
     /// Runs one section.
     pub(crate) fn run(&mut self, section: Section) -> Result<()> {
         let mut models = section.models().to_vec();
+        if let Some(only) = &self.only_model {
+            models.retain(|model| model.starts_with(only));
+        }
         models.truncate(self.sizes.n_models);
         for model in models {
             match section {
