@@ -7,10 +7,11 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use weighbridge_core::{
-    Backend, Capabilities, Completion, Dropped, EffectiveParams, Error, ErrorKind, EventSink,
-    ModelCard, Request, Result, Retry, StopReason,
+    Backend, BatchJobs, Capabilities, Completion, Dropped, EffectiveParams, Error, ErrorKind,
+    EventSink, ModelCard, Request, Result, Retry, StopReason,
 };
 
+use crate::batch::JobApi;
 use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
 use crate::failure::{Refusal, by_status};
@@ -37,6 +38,8 @@ pub(crate) struct RemoteBackend {
     pub(crate) key_name: Option<String>,
     /// One permit per call at once; closed when the backend is.
     pub(crate) permits: Semaphore,
+    /// The vendor's batch jobs, where it has them.
+    pub(crate) jobs: Option<&'static dyn JobApi>,
 }
 
 /// What an answer came to.
@@ -79,6 +82,10 @@ impl Backend for RemoteBackend {
                 Err(if out.has_content() { error.with_retry(Retry::Never) } else { error })
             }
         }
+    }
+
+    fn batch(&self) -> Option<&dyn BatchJobs> {
+        self.jobs.map(|_| self as &dyn BatchJobs)
     }
 
     async fn close(&self) -> Result<()> {
@@ -251,7 +258,7 @@ impl RemoteBackend {
 }
 
 /// Every setting that was sent, apart from the conversation itself.
-fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
+pub(crate) fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
     let mut effective = EffectiveParams::new();
     effective.dropped = dropped;
     effective.values = body

@@ -2,6 +2,7 @@
 
 mod address;
 mod backend;
+mod batch;
 mod chat;
 mod classify;
 mod emitter;

@@ -39,6 +39,16 @@ pub(crate) struct Timers {
     pub(crate) total: Duration,
 }
 
+impl Timers {
+    /// The same with another limit for the first byte and for the whole call, where one is given.
+    pub(crate) fn with_patience(self, patience: Option<Duration>) -> Self {
+        match patience {
+            Some(limit) => Self { first_byte: limit, total: limit, ..self },
+            None => self,
+        }
+    }
+}
+
 /// What `open`, `probe` and `list` are told.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Options {

@@ -13,6 +13,7 @@ use weighbridge_core::{
 
 use crate::address::{Address, Place};
 use crate::backend::RemoteBackend;
+use crate::batch;
 use crate::failure::{Refusal, by_status};
 use crate::http::{Call, Credentials, Http};
 use crate::options::{Options, Timers};
@@ -237,7 +238,9 @@ impl Remote {
     }
 
     fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
+        let jobs = batch::of(self.vendor);
         let mut capabilities = server.wire.capabilities();
+        capabilities.batch = jobs.is_some();
         capabilities.n_ctx = options.n_ctx;
         capabilities.max_concurrency = Some(options.max_concurrency);
         RemoteBackend {
@@ -247,6 +250,7 @@ impl Remote {
             wire: server.wire,
             key_name: server.key_name,
             permits: Semaphore::new(options.max_concurrency as usize),
+            jobs,
         }
     }
 }

@@ -103,6 +103,7 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
             request_digest: digest,
             placement,
             price_cap_usd: call.max_cost_usd,
+            job: None,
         };
         shared.writer.append(intent).await.map_err(|e| write_error(&e))?;
 
@@ -206,7 +207,7 @@ fn draw(key: &Digest, n_ended: u32) -> f64 {
     f64::from(u32::from_str_radix(&digest[..8], 16).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
-fn write_error(error: &crate::runlog::RunLogError) -> Error {
+pub(super) fn write_error(error: &crate::runlog::RunLogError) -> Error {
     Error::new(ErrorKind::Io, format!("the run log cannot be written: {error}"))
 }
 

@@ -18,6 +18,7 @@ use crate::record::ObservationRecord;
 use crate::retry::Retries;
 use crate::runlog::{self, Digest, RunLogWriter, RunState};
 
+use super::batch;
 use super::calls::{Call, is_final, is_kind, make};
 use super::{CallId, Observer, RunEvent, RunResult, key_of};
 
@@ -44,8 +45,10 @@ pub(super) struct Shared<'a> {
     pub(super) writer: &'a RunLogWriter,
     pub(super) state: &'a RunState,
     pub(super) observer: &'a dyn Observer,
-    result: RefCell<RunResult>,
-    reserved_usd: Cell<f64>,
+    /// Whether a call whose end was never seen is made again.
+    pub(super) resend: bool,
+    pub(super) result: RefCell<RunResult>,
+    pub(super) reserved_usd: Cell<f64>,
     booked: Notify,
     stopped: Notify,
     /// Per arm; arms with the same model at the same place share theirs.
@@ -53,7 +56,7 @@ pub(super) struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn stop(&self, arm_idx: usize, why: &str) {
+    pub(super) fn stop(&self, arm_idx: usize, why: &str) {
         let name = &self.plan.arms[arm_idx].candidate.name;
         let mut result = self.result.borrow_mut();
         if !result.stopped.iter().any(|(stopped, _)| stopped == name) {
@@ -64,7 +67,7 @@ impl Shared<'_> {
         self.stopped.notify_waiters();
     }
 
-    fn is_stopped(&self, arm_idx: usize) -> bool {
+    pub(super) fn is_stopped(&self, arm_idx: usize) -> bool {
         let name = &self.plan.arms[arm_idx].candidate.name;
         self.result.borrow().stopped.iter().any(|(stopped, _)| stopped == name)
     }
@@ -128,6 +131,7 @@ pub(super) async fn run(
     hash: &Digest,
     writer: &RunLogWriter,
     state: &RunState,
+    resend: bool,
     result: RunResult,
     observer: &dyn Observer,
 ) -> Result<RunResult> {
@@ -137,6 +141,7 @@ pub(super) async fn run(
         writer,
         state,
         observer,
+        resend,
         result: RefCell::new(result),
         reserved_usd: Cell::new(0.0),
         booked: Notify::new(),
@@ -146,6 +151,8 @@ pub(super) async fn run(
     let mut lanes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (arm_idx, arm) in plan.arms.iter().enumerate() {
         let lane = match &arm.card.placement {
+            // It waits for a vendor's queue, not for a connection or this machine.
+            _ if arm.candidate.batch => format!("batch of {}", arm.candidate.name),
             Placement::Network { host } => host.clone(),
             _ => String::new(),
         };
@@ -200,6 +207,11 @@ async fn run_arm(shared: &Shared<'_>, arm_idx: usize) -> Result<()> {
     shared.observer.event(RunEvent::ArmStarted { name, n_done: n_total - pending.len(), n_total });
     if !is_remote {
         longest_first(shared, arm_idx, &mut pending);
+    }
+    if arm.candidate.batch {
+        batch::run_arm(shared, arm_idx, pending).await?;
+        shared.observer.event(RunEvent::ArmEnded { name });
+        return Ok(());
     }
     // What failed before comes last: samples that always fail must not stop the others.
     pending.sort_by_key(|id| shared.result.borrow().observations.contains_key(id));

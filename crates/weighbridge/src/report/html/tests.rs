@@ -72,6 +72,7 @@ fn candidate(
         prompt: PromptTemplate { system: None, user: "{{ email }}".into() },
         prompt_sha256: "ab".repeat(32),
         concurrency: 2,
+        is_batch: false,
         effective: serde_json::Map::from_iter([("seed".to_owned(), 0.into())]),
         warnings: counts(&[("done_missing", 1)]),
         n_retried: 1,
