@@ -5,19 +5,21 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use weighbridge_core::{
-    Backend, Capabilities, Completion, Dropped, EffectiveParams, Error, ErrorKind, EventSink,
-    ModelCard, Request, Result, Retry, StopReason,
+    Backend, Capabilities, Completion, Dropped, EffectiveParams, EmbedRequest, Embedding, Error,
+    ErrorKind, EventSink, ModelCard, Prompt, Request, Result, Retry, StopReason, Timings,
 };
 
+use crate::classify::ErrorObject;
+use crate::embed;
 use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
-use crate::failure::{Refusal, by_status};
+use crate::failure::{self, Refusal, by_status};
 use crate::http::{Call, Http};
 use crate::sse::SseParser;
 use crate::text::MAX_EXCERPT_BYTES;
-use crate::wire::{Decode, Flow, Wire};
+use crate::wire::{Decode, Flow, Route, Wire};
 
 /// How much of an error's body is read.
 const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
@@ -59,9 +61,7 @@ impl Backend for RemoteBackend {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
         let body = self.wire.body(&self.card.id, request, &dropped)?;
-        let _permit = self.permits.acquire().await.map_err(|_| {
-            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
-        })?;
+        let _permit = self.permit().await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
         out.effective = effective(&body, dropped);
@@ -81,6 +81,50 @@ impl Backend for RemoteBackend {
         }
     }
 
+    async fn embed(&self, request: &EmbedRequest) -> Result<Vec<Embedding>> {
+        let submitted = Instant::now();
+        let call = self.wire.embed_call(&self.card.id, request);
+        let (Some(call), Some(n_dims)) = (call, self.capabilities.embeddings) else {
+            return Err(Error::unsupported("embed", "this model is not known to give embeddings")
+                .with("model", &self.card.id));
+        };
+        if request.texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (route, body) = call?;
+        let params = effective(&body, Vec::new());
+        let answer = self.ask(route, &body).await?;
+        let read = || {
+            let mut embeddings = self.wire.embedded(&answer)?;
+            embed::check(&embeddings, request.texts.len(), n_dims)?;
+            for embedding in &mut embeddings {
+                if request.normalize {
+                    embed::normalize(&mut embedding.vector)?;
+                }
+                embedding.timings = Timings::total(submitted.elapsed());
+                let told = std::mem::replace(&mut embedding.effective, params.clone());
+                embedding.effective.values.extend(told.values);
+            }
+            Ok(embeddings)
+        };
+        read().map_err(|error| self.http.redactor().clean(error))
+    }
+
+    async fn count_tokens(&self, prompt: &Prompt) -> Result<u64> {
+        let call = self.wire.count_call(&self.card.id, prompt);
+        let (Some(call), true) = (call, self.capabilities.count_tokens) else {
+            return Err(Error::unsupported("count_tokens", "this API does not count tokens")
+                .with("model", &self.card.id));
+        };
+        let (route, body) = call?;
+        let answer = self.ask(route, &body).await?;
+        self.wire.counted(&answer).ok_or_else(|| {
+            let text = self.http.redactor().excerpt(&answer.to_string(), 400);
+            Error::new(ErrorKind::Protocol, "the answer holds no number of tokens")
+                .with("body", text)
+        })
+    }
+
     async fn close(&self) -> Result<()> {
         self.permits.close();
         Ok(())
@@ -88,6 +132,39 @@ impl Backend for RemoteBackend {
 }
 
 impl RemoteBackend {
+    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        self.permits.acquire().await.map_err(|_| {
+            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
+        })
+    }
+
+    /// Asks for one JSON document, under the rules of a generation.
+    async fn ask(&self, route: Route, body: &Map<String, Value>) -> Result<Value> {
+        let _permit = self.permit().await?;
+        let asked = async {
+            let mut exchange = self.http.start(Call::post(route, json_bytes(body)?))?;
+            let head = exchange.head().await?;
+            if !head.is_success() {
+                let body = exchange.body(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
+                return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
+                    Refusal::Error(error) => error,
+                    Refusal::Filtered(code) => Error::new(
+                        ErrorKind::InvalidRequest,
+                        "the vendor's filter refused the input",
+                    )
+                    .with("code", code),
+                });
+            }
+            let body = exchange.body(usize::MAX).await?;
+            let document = self.whole_document(&body)?;
+            match ErrorObject::find(&document) {
+                Some(_) => Err(failure::in_document(&document, self.http.redactor())),
+                None => Ok(document),
+            }
+        };
+        asked.await.map_err(|error| self.http.redactor().clean(error))
+    }
+
     async fn converse(
         &self,
         request: &Request,
@@ -98,10 +175,7 @@ impl RemoteBackend {
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed: false });
         }
-        let body = serde_json::to_vec(body).map_err(|error| {
-            Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
-        })?;
-        let mut call = Call::post(self.wire.route(&self.card.id), body);
+        let mut call = Call::post(self.wire.route(&self.card.id), json_bytes(body)?);
         call.accept = "text/event-stream, application/json";
         let mut exchange = self.http.start(call)?;
         let head = exchange.head().await?;
@@ -191,15 +265,18 @@ impl RemoteBackend {
         out: &mut Emitter<'_>,
     ) -> Result<()> {
         let body = exchange.body(usize::MAX).await?;
-        let document: Value = serde_json::from_slice(&body).map_err(|error| {
+        decoder.document(&self.whole_document(&body)?, out)
+    }
+
+    fn whole_document(&self, body: &[u8]) -> Result<Value> {
+        serde_json::from_slice(body).map_err(|error| {
             let kind = if error.is_eof() { ErrorKind::Truncated } else { ErrorKind::Protocol };
-            let text = String::from_utf8_lossy(&body);
+            let text = String::from_utf8_lossy(body);
             Error::new(kind, "the answer is not a whole JSON document")
-                .with("body", out.excerpt(text.trim(), MAX_EXCERPT_BYTES.min(400)))
+                .with("body", self.http.redactor().excerpt(text.trim(), 400))
                 .with_source(error)
                 .with_retry(Retry::Safe { after: None })
-        })?;
-        decoder.document(&document, out)
+        })
     }
 
     /// An answer without a media type is what its first byte says.
@@ -218,12 +295,7 @@ impl RemoteBackend {
             }
             Some(b'{') => {
                 let rest = exchange.body(usize::MAX).await?;
-                let body = [first, rest].concat();
-                let document: Value = serde_json::from_slice(&body).map_err(|error| {
-                    Error::new(ErrorKind::Truncated, "the answer is not a whole JSON document")
-                        .with_source(error)
-                })?;
-                decoder.document(&document, out)?;
+                decoder.document(&self.whole_document(&[first, rest].concat())?, out)?;
                 Ok(false)
             }
             _ => Err(self.bad_content_type(exchange, head).await),
@@ -248,6 +320,12 @@ impl RemoteBackend {
         .with("body", redactor.excerpt(text.trim(), MAX_EXCERPT_BYTES))
         .with_retry(Retry::Safe { after: None })
     }
+}
+
+fn json_bytes(body: &Map<String, Value>) -> Result<Vec<u8>> {
+    serde_json::to_vec(body).map_err(|error| {
+        Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
+    })
 }
 
 /// Every setting that was sent, apart from the conversation itself.

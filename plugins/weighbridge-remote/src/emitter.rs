@@ -84,6 +84,10 @@ impl<'a> Emitter<'a> {
         !self.logprobs.is_empty()
     }
 
+    pub(crate) fn redactor(&self) -> &'a Redactor {
+        self.redactor
+    }
+
     /// Some of the server's text, fit for an error.
     pub(crate) fn excerpt(&self, text: &str, max_bytes: usize) -> String {
         self.redactor.excerpt(text, max_bytes)

@@ -4,6 +4,7 @@ mod address;
 mod backend;
 mod chat;
 mod classify;
+mod embed;
 mod emitter;
 mod exchange;
 mod failure;
