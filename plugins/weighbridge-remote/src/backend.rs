@@ -19,6 +19,7 @@ use crate::failure::{self, Refusal, by_status};
 use crate::http::{Call, Http};
 use crate::sse::SseParser;
 use crate::text::MAX_EXCERPT_BYTES;
+use crate::verify::Verifier;
 use crate::wire::{Decode, Flow, Route, Wire};
 
 /// How much of an error's body is read.
@@ -60,13 +61,14 @@ impl Backend for RemoteBackend {
     async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
+        let verifier = Verifier::new(request, &dropped)?;
         let body = self.wire.body(&self.card.id, request, &dropped)?;
         let _permit = self.permit().await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
         out.effective = effective(&body, dropped);
         out.started();
-        match self.converse(request, &body, &mut out).await {
+        match self.converse(request, &body, &verifier, &mut out).await {
             Ok(answer) => Ok(out.completion(
                 answer.ending,
                 queue,
@@ -169,6 +171,7 @@ impl RemoteBackend {
         &self,
         request: &Request,
         body: &Map<String, Value>,
+        verifier: &Verifier,
         out: &mut Emitter<'_>,
     ) -> Result<Answer> {
         let cancelled = Ending { stop_reason: StopReason::Cancelled, raw: None };
@@ -206,7 +209,7 @@ impl RemoteBackend {
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed });
         }
-        let ending = decoder.close(out)?;
+        let ending = verifier.verify(decoder.close(out)?, out)?;
         Ok(Answer { ending, is_streamed })
     }
 
@@ -230,7 +233,9 @@ impl RemoteBackend {
                 }
                 if flow == Flow::End {
                     if input.iter().any(|b| !matches!(b, b'\r' | b'\n')) {
-                        out.warning("data_after_done: data after [DONE] was ignored");
+                        out.warning(
+                            "data_after_done: data after the end of the answer was ignored",
+                        );
                     } else {
                         exchange.finish();
                     }

@@ -2,7 +2,6 @@
 
 mod answer;
 mod body;
-mod tokens;
 
 use serde_json::{Map, Value};
 use weighbridge_core::{

@@ -9,14 +9,18 @@ mod emitter;
 mod exchange;
 mod failure;
 mod http;
+mod logprobs;
 mod options;
 mod provider;
 mod resolver;
+mod responses;
 mod retry_after;
 mod runtime;
 mod sse;
 mod text;
+mod usage;
 mod vendor;
+mod verify;
 mod wire;
 
 pub use provider::Remote;
