@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use weighbridge_core::{
-    Backend, Egress, Error, ErrorKind, ModelCard, ModelListing, ModelRef, OpenContext, Placement,
-    Probe, Provider, ProviderInfo, Result, Secret,
+    Backend, Egress, EmbedRequest, Error, ErrorKind, ModelCard, ModelListing, ModelRef,
+    OpenContext, Placement, Probe, Provider, ProviderInfo, Result, Secret,
 };
 
 use crate::address::{Address, Place};
@@ -243,6 +243,10 @@ impl Remote {
         capabilities.batch = jobs.is_some();
         capabilities.n_ctx = options.n_ctx;
         capabilities.max_concurrency = Some(options.max_concurrency);
+        if server.wire.embed_call(&id, &EmbedRequest::default()).is_some() {
+            capabilities.embeddings =
+                options.dimensions.or_else(|| server.wire.embedding_size(&id));
+        }
         RemoteBackend {
             card: self.card(&id, &server, options),
             capabilities,

@@ -3,7 +3,8 @@
 use weighbridge_core::Weights;
 
 use crate::chat::{Chat, Dialect};
-use crate::options::Options;
+use crate::options::{Api, Options};
+use crate::responses::Responses;
 use crate::wire::Wire;
 
 /// Whose API is spoken to.
@@ -187,6 +188,10 @@ impl Vendor {
     /// The protocol that these options ask for.
     pub(crate) fn wire(self, options: &Options) -> Box<dyn Wire> {
         let id = self.facts().id;
+        if matches!(self, Self::OpenAi | Self::AzureOpenAi) && options.api == Api::Responses {
+            // Whether Azure counts tokens is not documented.
+            return Box::new(Responses::new(id, self == Self::OpenAi, options));
+        }
         let dialect = match self {
             Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
             _ => Dialect::compatible(options),

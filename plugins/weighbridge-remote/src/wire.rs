@@ -4,7 +4,9 @@
 use std::fmt;
 
 use serde_json::{Map, Value};
-use weighbridge_core::{Capabilities, Dropped, Request, Result};
+use weighbridge_core::{
+    Capabilities, Dropped, EmbedRequest, Embedding, Error, Prompt, Request, Result,
+};
 
 use crate::emitter::{Emitter, Ending};
 use crate::sse::Frame;
@@ -79,6 +81,49 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync {
 
     /// A decoder for the answer to one request.
     fn decoder(&self, request: &Request) -> Box<dyn Decode>;
+
+    /// Route and body of a call that counts a prompt's tokens; `None` where there is no such call.
+    /// A wire that has one says so in [`capabilities`](Self::capabilities).
+    fn count_call(
+        &self,
+        model: &str,
+        prompt: &Prompt,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let _ = (model, prompt);
+        None
+    }
+
+    /// The number of tokens in the answer to a [`count_call`](Self::count_call).
+    fn counted(&self, answer: &Value) -> Option<u64> {
+        let _ = answer;
+        None
+    }
+
+    /// The length of a model's embeddings, where it is known without asking.
+    fn embedding_size(&self, model: &str) -> Option<u32> {
+        let _ = model;
+        None
+    }
+
+    /// Route and body of a call that embeds texts; `None` where there is no such call.
+    fn embed_call(
+        &self,
+        model: &str,
+        request: &EmbedRequest,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let _ = (model, request);
+        None
+    }
+
+    /// The embeddings in the answer to an [`embed_call`](Self::embed_call), in the order of the
+    /// texts.
+    ///
+    /// # Errors
+    /// `Protocol` for a damaged answer.
+    fn embedded(&self, answer: &Value) -> Result<Vec<Embedding>> {
+        let _ = answer;
+        Err(Error::unsupported("embed", "this protocol gives no embeddings"))
+    }
 }
 
 /// Whether a stream goes on.
