@@ -293,7 +293,7 @@ impl RemoteBackend {
                 self.read_stream(exchange, first, decoder, out).await?;
                 Ok(true)
             }
-            Some(b'{') => {
+            Some(b'{' | b'[') => {
                 let rest = exchange.body(usize::MAX).await?;
                 decoder.document(&self.whole_document(&[first, rest].concat())?, out)?;
                 Ok(false)

@@ -237,7 +237,7 @@ impl Remote {
     }
 
     fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
-        let mut capabilities = server.wire.capabilities();
+        let mut capabilities = server.wire.capabilities(&id);
         capabilities.n_ctx = options.n_ctx;
         capabilities.max_concurrency = Some(options.max_concurrency);
         if server.wire.embed_call(&id, &EmbedRequest::default()).is_some() {

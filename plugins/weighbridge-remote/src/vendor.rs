@@ -3,6 +3,8 @@
 use weighbridge_core::Weights;
 
 use crate::chat::{Chat, Dialect};
+use crate::gemini::Gemini;
+use crate::messages::Messages;
 use crate::options::Options;
 use crate::wire::Wire;
 
@@ -186,11 +188,12 @@ impl Vendor {
 
     /// The protocol that these options ask for.
     pub(crate) fn wire(self, options: &Options) -> Box<dyn Wire> {
-        let id = self.facts().id;
         let dialect = match self {
+            Self::Anthropic => return Box::new(Messages::new(options)),
+            Self::Gemini => return Box::new(Gemini::new(options)),
             Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
             _ => Dialect::compatible(options),
         };
-        Box::new(Chat::new(id, dialect))
+        Box::new(Chat::new(self.facts().id, dialect))
     }
 }

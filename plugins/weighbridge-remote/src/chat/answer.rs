@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use weighbridge_core::{Error, ErrorKind, Request, RequestOption, Result, Retry, StopReason};
+use weighbridge_core::{Error, ErrorKind, Request, Result, Retry, StopReason};
 
 use super::tokens;
 use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
 use crate::failure;
 use crate::sse::Frame;
-use crate::wire::{Decode, Flow};
+use crate::wire::{AskedLogprobs, Decode, Flow};
 
 /// Fields of a chunk or document that are read, or that carry nothing.
 const KNOWN_FIELDS: [&str; 9] = [
@@ -53,8 +53,7 @@ pub(super) struct ChatAnswer {
     /// Something came before it that says what the model did.
     has_choices_field: bool,
     is_refusal: bool,
-    asked_logprobs: Option<u8>,
-    wishes_logprobs: bool,
+    asked_logprobs: AskedLogprobs,
     calls: Vec<Call>,
     other_fields: Map<String, Value>,
 }
@@ -78,8 +77,7 @@ impl ChatAnswer {
             is_done: false,
             has_choices_field: false,
             is_refusal: false,
-            asked_logprobs: request.logprobs,
-            wishes_logprobs: request.wishes.contains(&RequestOption::Logprobs),
+            asked_logprobs: AskedLogprobs::new(request),
             calls: Vec::new(),
             other_fields: Map::new(),
         }
@@ -324,22 +322,6 @@ impl ChatAnswer {
             out.tool_end(position);
         }
     }
-
-    /// Logprobs that were asked for and did not come are an option that was not honoured.
-    fn check_logprobs(&self, out: &mut Emitter<'_>) -> Result<()> {
-        let Some(asked) = self.asked_logprobs else { return Ok(()) };
-        if out.has_logprobs() || !out.has_text() {
-            return Ok(());
-        }
-        if self.wishes_logprobs {
-            out.warning("logprobs_missing: the server sent none");
-            return Ok(());
-        }
-        Err(Error::unsupported(
-            "logprobs",
-            format!("{asked} were asked for and the server sent its answer without any"),
-        ))
-    }
 }
 
 impl Call {
@@ -428,7 +410,7 @@ impl Decode for ChatAnswer {
                 StopReason::Other
             }
         };
-        self.check_logprobs(out)?;
+        self.asked_logprobs.check(out)?;
         Ok(Ending { stop_reason, raw })
     }
 }
