@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use weighbridge_core::{
-    Backend, BatchJobs, Capabilities, Completion, Dropped, EffectiveParams, EmbedRequest, Embedding,
-    Error, ErrorKind, EventSink, ModelCard, Prompt, Request, Result, Retry, StopReason, Timings,
+    Backend, BatchJobs, Capabilities, Completion, Dropped, EffectiveParams, EmbedRequest,
+    Embedding, Error, ErrorKind, EventSink, ModelCard, Prompt, Request, Result, Retry, StopReason,
+    Timings,
 };
 
 use crate::batch::JobApi;
@@ -305,7 +306,7 @@ impl RemoteBackend {
                 self.read_stream(exchange, first, decoder, out).await?;
                 Ok(true)
             }
-            Some(b'{') => {
+            Some(b'{' | b'[') => {
                 let rest = exchange.body(usize::MAX).await?;
                 decoder.document(&self.whole_document(&[first, rest].concat())?, out)?;
                 Ok(false)

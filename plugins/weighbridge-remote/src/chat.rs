@@ -66,7 +66,7 @@ impl Wire for Chat {
         Route::new("/chat/completions")
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self, _model: &str) -> Capabilities {
         let mut capabilities = Capabilities::none().with_options([
             RequestOption::ChatPrompt,
             RequestOption::Temperature,

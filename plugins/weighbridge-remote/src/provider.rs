@@ -239,7 +239,7 @@ impl Remote {
 
     fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
         let jobs = batch::of(self.vendor);
-        let mut capabilities = server.wire.capabilities();
+        let mut capabilities = server.wire.capabilities(&id);
         capabilities.batch = jobs.is_some();
         capabilities.n_ctx = options.n_ctx;
         capabilities.max_concurrency = Some(options.max_concurrency);

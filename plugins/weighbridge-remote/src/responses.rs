@@ -37,7 +37,7 @@ impl Wire for Responses {
         Route::new("/responses")
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self, _model: &str) -> Capabilities {
         let mut capabilities = Capabilities::none().with_options([
             RequestOption::ChatPrompt,
             RequestOption::ImageInput,

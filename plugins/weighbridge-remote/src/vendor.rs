@@ -3,6 +3,8 @@
 use weighbridge_core::Weights;
 
 use crate::chat::{Chat, Dialect};
+use crate::gemini::Gemini;
+use crate::messages::Messages;
 use crate::options::{Api, Options};
 use crate::responses::Responses;
 use crate::wire::Wire;
@@ -193,9 +195,11 @@ impl Vendor {
             return Box::new(Responses::new(id, self == Self::OpenAi, options));
         }
         let dialect = match self {
+            Self::Anthropic => return Box::new(Messages::new(options)),
+            Self::Gemini => return Box::new(Gemini::new(options)),
             Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
             _ => Dialect::compatible(options),
         };
-        Box::new(Chat::new(id, dialect))
+        Box::new(Chat::new(self.facts().id, dialect))
     }
 }

@@ -46,7 +46,7 @@ impl JobApi for AnthropicJobs {
         let body = [b"{\"requests\":[", &items.join(&b',')[..], b"]}"].concat();
         let mut call = Call::post(Route::new("/messages/batches"), body);
         call.patience = Some(TRANSFER_LIMIT);
-        submission(at, at.ask(call).await, |job| job["id"].as_str())
+        submission(at, at.document(call).await, |job| job["id"].as_str())
     }
 
     async fn find(&self, _: &RemoteBackend, _label: &str) -> Result<BatchLookup> {
@@ -54,7 +54,7 @@ impl JobApi for AnthropicJobs {
     }
 
     async fn poll(&self, at: &RemoteBackend, id: &str) -> Result<BatchStatus> {
-        let job = at.ask(Call::get(job_route(id)?)).await?;
+        let job = at.document(Call::get(job_route(id)?)).await?;
         Ok(match job["processing_status"].as_str() {
             Some("ended") => BatchStatus::Ended,
             Some(_) => {
@@ -67,7 +67,7 @@ impl JobApi for AnthropicJobs {
     }
 
     async fn fetch(&self, at: &RemoteBackend, id: &str, join: &mut Join<'_>) -> Result<Missing> {
-        let job = at.ask(Call::get(job_route(id)?)).await?;
+        let job = at.document(Call::get(job_route(id)?)).await?;
         let Some(url) = job["results_url"].as_str() else {
             let why = match job["archived_at"].as_str() {
                 Some(at) => format!("the vendor archived the job's answers at {at}"),
@@ -92,7 +92,7 @@ impl JobApi for AnthropicJobs {
     async fn cancel(&self, at: &RemoteBackend, id: &str) -> Result<()> {
         let mut route = job_route(id)?;
         route.path.push_str("/cancel");
-        at.ask(Call::post_empty(route)).await.map(drop)
+        at.document(Call::post_empty(route)).await.map(drop)
     }
 }
 

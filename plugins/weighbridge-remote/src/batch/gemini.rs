@@ -40,7 +40,7 @@ async fn operation(at: &RemoteBackend, id: &str) -> Result<Value> {
     let mut call = Call::get(job_route(id, "")?);
     call.max_bytes = MAX_JOB_BYTES;
     call.patience = Some(TRANSFER_LIMIT);
-    at.ask(call).await
+    at.document(call).await
 }
 
 /// The job's state without its prefix, which is `BATCH_STATE_` in the REST reference and
@@ -73,7 +73,7 @@ impl JobApi for GeminiJobs {
         let model = generate.rsplit_once(':').map_or(&generate[..], |(model, _)| model);
         let mut call = Call::post(Route::new(format!("{model}:batchGenerateContent")), body);
         call.patience = Some(TRANSFER_LIMIT);
-        submission(at, at.ask(call).await, |operation| operation["name"].as_str())
+        submission(at, at.document(call).await, |operation| operation["name"].as_str())
     }
 
     async fn find(&self, at: &RemoteBackend, label: &str) -> Result<BatchLookup> {
@@ -81,7 +81,7 @@ impl JobApi for GeminiJobs {
         for _ in 0..MAX_PAGES {
             let mut call = Call::get(Route::new("/batches").with_query(query));
             call.max_bytes = MAX_JOB_BYTES;
-            let page = at.ask(call).await?;
+            let page = at.document(call).await?;
             // An account without jobs gets an empty object.
             let jobs = page["operations"].as_array().map_or(&[][..], Vec::as_slice);
             let found =
@@ -130,7 +130,7 @@ impl JobApi for GeminiJobs {
     }
 
     async fn cancel(&self, at: &RemoteBackend, id: &str) -> Result<()> {
-        at.ask(Call::post_empty(job_route(id, ":cancel")?)).await.map(drop)
+        at.document(Call::post_empty(job_route(id, ":cancel")?)).await.map(drop)
     }
 }
 

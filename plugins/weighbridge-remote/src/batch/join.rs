@@ -13,6 +13,7 @@ use weighbridge_core::{
 use crate::backend::{RemoteBackend, effective};
 use crate::classify::{Class, ErrorObject, classify};
 use crate::emitter::{Emitter, Ending};
+use crate::verify::Verifier;
 
 use super::ids::custom_id;
 
@@ -160,6 +161,7 @@ impl<'a> Join<'a> {
         let (body, dropped) = self.at.job_body(request)?;
         let mut nobody = |_: Event<'_>| ControlFlow::Continue(());
         let mut out = Emitter::new(&mut nobody, self.at.http.redactor(), Instant::now());
+        let verifier = Verifier::new(request, &dropped)?;
         out.effective = effective(&body, dropped);
         let mut decoder = self.at.wire.decoder(request);
         if let Some(document) = document {
@@ -167,7 +169,7 @@ impl<'a> Join<'a> {
         }
         let ending = match ending {
             Some(ending) => ending,
-            None => decoder.close(&mut out)?,
+            None => verifier.verify(decoder.close(&mut out)?, &mut out)?,
         };
         let mut completion =
             out.completion(ending, Duration::ZERO, false, request.logprobs.is_some());

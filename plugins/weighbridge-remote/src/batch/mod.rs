@@ -177,7 +177,7 @@ impl RemoteBackend {
     }
 
     /// A call whose answer is a JSON document.
-    async fn ask(&self, call: Call) -> Result<Value> {
+    async fn document(&self, call: Call) -> Result<Value> {
         let body = self.call(call).await?.body(usize::MAX).await?;
         serde_json::from_slice(&body).map_err(|error| {
             let text = String::from_utf8_lossy(&body);

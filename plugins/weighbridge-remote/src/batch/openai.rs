@@ -53,7 +53,7 @@ impl JobApi for OpenAiJobs {
         label: &str,
         items: Vec<Vec<u8>>,
     ) -> Result<Submission> {
-        let file = at.ask(upload(label, items)).await?;
+        let file = at.document(upload(label, items)).await?;
         let Some(file_id) = file["id"].as_str() else {
             return Err(at.unexpected("the file's id", &file));
         };
@@ -64,13 +64,13 @@ impl JobApi for OpenAiJobs {
             "metadata": {LABEL: label},
         });
         let call = Call::post(Route::new("/batches"), job.to_string().into_bytes());
-        submission(at, at.ask(call).await, |job| job["id"].as_str())
+        submission(at, at.document(call).await, |job| job["id"].as_str())
     }
 
     async fn find(&self, at: &RemoteBackend, label: &str) -> Result<BatchLookup> {
         let mut query = format!("limit={PAGE}");
         for _ in 0..MAX_PAGES {
-            let page = at.ask(Call::get(Route::new("/batches").with_query(query))).await?;
+            let page = at.document(Call::get(Route::new("/batches").with_query(query))).await?;
             let Some(jobs) = page["data"].as_array() else {
                 return Err(at.unexpected("the list of jobs", &page));
             };
@@ -88,7 +88,7 @@ impl JobApi for OpenAiJobs {
     }
 
     async fn poll(&self, at: &RemoteBackend, id: &str) -> Result<BatchStatus> {
-        let job = at.ask(Call::get(job_route(id)?)).await?;
+        let job = at.document(Call::get(job_route(id)?)).await?;
         Ok(match job["status"].as_str() {
             Some("completed" | "expired" | "cancelled") => BatchStatus::Ended,
             Some("failed") => BatchStatus::Failed(failure(at, &job)),
@@ -101,7 +101,7 @@ impl JobApi for OpenAiJobs {
     }
 
     async fn fetch(&self, at: &RemoteBackend, id: &str, join: &mut Join<'_>) -> Result<Missing> {
-        let job = at.ask(Call::get(job_route(id)?)).await?;
+        let job = at.document(Call::get(job_route(id)?)).await?;
         for file in ["output_file_id", "error_file_id"] {
             let Some(file) = job[file].as_str() else { continue };
             let route = Route::new(format!("/files/{}/content", plain("file", file)?));
@@ -127,7 +127,7 @@ impl JobApi for OpenAiJobs {
     async fn cancel(&self, at: &RemoteBackend, id: &str) -> Result<()> {
         let mut route = job_route(id)?;
         route.path.push_str("/cancel");
-        at.ask(Call::post_empty(route)).await.map(drop)
+        at.document(Call::post_empty(route)).await.map(drop)
     }
 }
 
