@@ -7,6 +7,8 @@ mod classify;
 mod emitter;
 mod exchange;
 mod failure;
+#[cfg(test)]
+mod golden_tests;
 mod http;
 mod options;
 mod provider;

@@ -1,0 +1,8 @@
+//! The fault matrix: what servers and networks do wrong, by row, on four protocols. Beside it the
+//! golden streams over sockets, deadlines, memory, load, and servers that others wrote.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Tests; and their counts are to be read.
+
+mod bench;
+mod http;
+mod table;
