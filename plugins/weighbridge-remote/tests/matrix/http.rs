@@ -150,8 +150,8 @@ mod checks {
             assert_eq!((player.journal().len(), other.n_connections()), (1, 0), "{wire:?}");
             assert_no_canary(&error);
 
-            let same = format!("location: /elsewhere\r\n");
-            let player = Player::one(vec![answer(status, &same, "")]);
+            let same = "location: /elsewhere\r\n";
+            let player = Player::one(vec![answer(status, same, "")]);
             wire.open(&player, json!({})).complete_blocking(&Request::user("Hi")).unwrap_err();
             assert_eq!(player.journal().len(), 1, "{wire:?} {status} to the same host");
         }
@@ -175,17 +175,14 @@ mod checks {
             "{unknown}"
         );
 
-        // An address of documentation: either no route, or no answer.
+        // An address of documentation: no route, no answer, or a firewall that refuses.
         let options = json!({"connect_timeout_s": 0.3, "api_key_env": ""});
         let start = Instant::now();
         let backend = wire.try_open("http://192.0.2.1:9", options, EgressScope::Network).unwrap();
         let far = backend.complete_blocking(&request).unwrap_err();
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        assert!(
-            far.message().contains("192.0.2.1:9 cannot be reached")
-                || far.message().contains("did not accept a connection within 0.3 s"),
-            "{far}"
-        );
+        assert!(far.message().contains("192.0.2.1:9"), "{far}");
+        assert!(matches!(far.kind(), ErrorKind::Transport | ErrorKind::Timeout), "{far:?}");
         for error in [refused, unknown, far] {
             assert_no_canary(&error);
         }

@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // Tests; and their counts are to be read.
 
 mod bench;
+mod content;
 mod http;
+mod streams;
 mod table;

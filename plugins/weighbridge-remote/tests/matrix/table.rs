@@ -28,7 +28,8 @@ pub(crate) use rows;
 /// Every row on every wire, side by side, as a table.
 #[test]
 fn the_whole_matrix_holds_and_is_printed() {
-    let rows: Vec<(&str, Check)> = [crate::http::ROWS].concat();
+    let rows: Vec<(&str, Check)> =
+        [crate::http::ROWS, crate::streams::ROWS, crate::content::ROWS].concat();
     let cells: Vec<Vec<bool>> = std::thread::scope(|scope| {
         let threads: Vec<_> = rows
             .iter()
