@@ -5,6 +5,9 @@
 
 mod bench;
 mod content;
+mod deadlines;
 mod http;
+mod load;
+mod memory;
 mod streams;
 mod table;

@@ -29,7 +29,8 @@ pub(crate) use rows;
 #[test]
 fn the_whole_matrix_holds_and_is_printed() {
     let rows: Vec<(&str, Check)> =
-        [crate::http::ROWS, crate::streams::ROWS, crate::content::ROWS].concat();
+        [crate::http::ROWS, crate::streams::ROWS, crate::content::ROWS, crate::deadlines::ROWS]
+            .concat();
     let cells: Vec<Vec<bool>> = std::thread::scope(|scope| {
         let threads: Vec<_> = rows
             .iter()
