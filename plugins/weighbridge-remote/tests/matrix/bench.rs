@@ -1,6 +1,7 @@
 //! Four wires at a scripted server.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -292,6 +293,34 @@ impl Wire {
                 {"code": status, "status": code, "message": message, "details": []}}),
         }
     }
+}
+
+/// Tells a process that it is a child which makes a call for its parent: the wire's name and the
+/// server's origin.
+const CHILD_CALL: &str = "WEIGHBRIDGE_CHILD_CALL";
+
+/// If this process is a child: the wire that it speaks, and the origin of the server.
+pub(crate) fn child_call() -> Option<(Wire, String)> {
+    let spec = std::env::var(CHILD_CALL).ok()?;
+    let (wire, origin) = spec.split_once(' ').unwrap();
+    Some((Wire::ALL.into_iter().find(|w| w.name() == wire).unwrap(), origin.to_owned()))
+}
+
+/// Runs the test of this name in a process of its own, with these variables; there
+/// [`child_call`] says what to do. Gives back what it printed behind `child: `.
+#[track_caller]
+pub(crate) fn in_child(test: &str, wire: Wire, origin: &str, variables: &[(&str, &str)]) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD_CALL, format!("{} {origin}", wire.name()))
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let said = printed.lines().find_map(|line| Some(line.split_once("child: ")?.1.to_owned()));
+    said.unwrap_or_else(|| {
+        panic!("{wire:?}: {printed}\n{}", String::from_utf8_lossy(&output.stderr))
+    })
 }
 
 /// A nameless event.

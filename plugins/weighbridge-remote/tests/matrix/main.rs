@@ -9,5 +9,7 @@ mod deadlines;
 mod http;
 mod load;
 mod memory;
+mod retries;
+mod secure;
 mod streams;
 mod table;

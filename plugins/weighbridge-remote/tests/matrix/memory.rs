@@ -2,18 +2,14 @@
 
 #![cfg(target_os = "linux")]
 
-use std::process::Command;
-
 use serde_json::json;
 use weighbridge_core::{BackendExt, EgressScope, Outcome, Request};
 use weighbridge_testkit::player::{Act, Player, Script, chunked, gzip_bomb, send, sse_head};
 
-use crate::bench::Wire;
+use crate::bench::{Wire, child_call, in_child};
 
 /// The promise, in KiB.
 const MAX_GROWTH_KIB: u64 = 32 << 10;
-/// Tells a process that it is the measured one: the wire's name and the server's origin.
-const MEASURED: &str = "WEIGHBRIDGE_MEASURED_CALL";
 
 /// A value of this process's status, in KiB.
 fn status_kib(name: &str) -> u64 {
@@ -23,21 +19,19 @@ fn status_kib(name: &str) -> u64 {
 }
 
 /// One good call, so that all that is loaded once is loaded; then the flood.
-fn measured_call(wire: &str, origin: &str) {
-    let wire = Wire::ALL.into_iter().find(|w| w.name() == wire).unwrap();
+fn measured_call(wire: Wire, origin: &str) {
     let backend = wire.try_open(origin, json!({}), EgressScope::Loopback).unwrap();
     assert_eq!(backend.complete_blocking(&Request::user("Hi")).unwrap().text, "Hi");
     let before = status_kib("VmRSS:");
     let result = backend.complete_blocking(&Request::user("Hi"));
     let growth = status_kib("VmHWM:").saturating_sub(before);
-    println!("measured {} {growth}", Outcome::of(&result).as_str());
+    println!("child: {} {growth}", Outcome::of(&result).as_str());
 }
 
 #[test]
 fn row_18_40_floods_cost_at_most_32_mib() {
-    if let Ok(measured) = std::env::var(MEASURED) {
-        let (wire, origin) = measured.split_once(' ').unwrap();
-        return measured_call(wire, origin);
+    if let Some((wire, origin)) = child_call() {
+        return measured_call(wire, &origin);
     }
     let mebibyte = vec![b'x'; 1 << 20];
     let document =
@@ -56,16 +50,8 @@ fn row_18_40_floods_cost_at_most_32_mib() {
     for wire in Wire::ALL {
         for (what, flood) in &floods {
             let player = Player::start(vec![chunked(wire.whole("Hi")), flood.clone()]);
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "memory::row_18_40_floods_cost_at_most_32_mib", "--nocapture"])
-                .env(MEASURED, format!("{} {}", wire.name(), player.origin()))
-                .output()
-                .unwrap();
-            let printed = String::from_utf8_lossy(&output.stdout);
-            let measured = printed.lines().find_map(|line| line.split_once("measured "));
-            let (_, measured) = measured.unwrap_or_else(|| {
-                panic!("{wire:?}, {what}: {printed}{}", String::from_utf8_lossy(&output.stderr))
-            });
+            let test = "memory::row_18_40_floods_cost_at_most_32_mib";
+            let measured = in_child(test, wire, &player.origin(), &[]);
             let (outcome, growth) = measured.split_once(' ').unwrap();
             let growth: u64 = growth.parse().unwrap();
             println!("{}, {what}: {outcome}, {:.1} MiB", wire.name(), growth as f64 / 1024.0);

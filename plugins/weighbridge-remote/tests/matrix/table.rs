@@ -15,10 +15,11 @@ macro_rules! rows {
         $(
             #[test]
             fn $row() {
-                for wire in $crate::bench::Wire::ALL {
-                    println!("{wire:?}");
-                    checks::$row(wire);
-                }
+                std::thread::scope(|scope| {
+                    for wire in $crate::bench::Wire::ALL {
+                        scope.spawn(move || checks::$row(wire));
+                    }
+                });
             }
         )*
     };
@@ -28,9 +29,17 @@ pub(crate) use rows;
 /// Every row on every wire, side by side, as a table.
 #[test]
 fn the_whole_matrix_holds_and_is_printed() {
-    let rows: Vec<(&str, Check)> =
-        [crate::http::ROWS, crate::streams::ROWS, crate::content::ROWS, crate::deadlines::ROWS]
-            .concat();
+    let mut rows: Vec<(&str, Check)> = [
+        crate::retries::ROWS,
+        crate::http::ROWS,
+        #[cfg(target_os = "linux")]
+        crate::secure::ROWS,
+        crate::streams::ROWS,
+        crate::content::ROWS,
+        crate::deadlines::ROWS,
+    ]
+    .concat();
+    rows.sort_by_key(|&(name, _)| name);
     let cells: Vec<Vec<bool>> = std::thread::scope(|scope| {
         let threads: Vec<_> = rows
             .iter()
