@@ -7,8 +7,6 @@ mod classify;
 mod emitter;
 mod exchange;
 mod failure;
-#[cfg(test)]
-mod golden_tests;
 mod http;
 mod options;
 mod provider;
@@ -32,3 +30,6 @@ pub fn plugin() -> Plugin {
 }
 
 weighbridge_core::register_plugin!(plugin);
+
+#[cfg(test)]
+mod golden_tests;
