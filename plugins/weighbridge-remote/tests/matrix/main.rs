@@ -6,7 +6,9 @@
 mod bench;
 mod content;
 mod deadlines;
+mod goldens;
 mod http;
+mod judges;
 mod load;
 mod memory;
 mod retries;
