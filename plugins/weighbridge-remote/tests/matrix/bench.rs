@@ -25,6 +25,13 @@ pub(crate) enum Wire {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger(Mutex<Vec<EgressEntry>>);
 
+impl Ledger {
+    /// Requests that were made.
+    pub(crate) fn n_exchanges(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
 impl EgressLedger for Ledger {
     fn record(&self, entry: EgressEntry) {
         self.0.lock().unwrap().push(entry);
@@ -68,6 +75,17 @@ impl Wire {
         options: Value,
         scope: EgressScope,
     ) -> Result<Arc<dyn Backend>> {
+        self.connect(origin, options, scope, Arc::default())
+    }
+
+    /// The same, with its requests in this ledger.
+    pub(crate) fn connect(
+        self,
+        origin: &str,
+        options: Value,
+        scope: EgressScope,
+        ledger: Arc<Ledger>,
+    ) -> Result<Arc<dyn Backend>> {
         let (provider, version) = match self {
             Self::Chat | Self::Responses => ("openai", "v1"),
             Self::Messages => ("anthropic", "v1"),
@@ -83,7 +101,7 @@ impl Wire {
         let keys = Keys(BTreeMap::from([("CANARY_KEY".to_owned(), CANARY.to_owned())]));
         let context = OpenContext::new()
             .with_options(fields.clone())
-            .with_egress(Egress::grant(scope, Arc::new(Ledger::default())))
+            .with_egress(Egress::grant(scope, ledger))
             .with_secrets(Arc::new(keys));
         let plugins: &[(&'static str, fn() -> weighbridge_core::Plugin)] =
             &[("weighbridge_remote", weighbridge_remote::plugin)];
