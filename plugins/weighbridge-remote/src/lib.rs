@@ -39,3 +39,6 @@ pub fn plugin() -> Plugin {
 }
 
 weighbridge_core::register_plugin!(plugin);
+
+#[cfg(test)]
+mod golden_tests;
