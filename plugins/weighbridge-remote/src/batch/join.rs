@@ -66,7 +66,6 @@ pub(crate) struct Join<'a> {
     results: Vec<Option<Result<Completion>>>,
     strangers: Vec<String>,
     n_strangers: usize,
-    warnings: Vec<String>,
 }
 
 /// So many of them are named in a warning.
@@ -82,7 +81,6 @@ impl<'a> Join<'a> {
             results: requests.iter().map(|_| None).collect(),
             strangers: Vec::new(),
             n_strangers: 0,
-            warnings: Vec::new(),
         }
     }
 
@@ -111,9 +109,10 @@ impl<'a> Join<'a> {
         }
     }
 
-    pub(super) fn finish(mut self, missing: Missing) -> BatchAnswers {
+    pub(super) fn finish(self, missing: Missing) -> BatchAnswers {
+        let mut warnings = Vec::new();
         if self.n_strangers > 0 {
-            self.warnings.push(format!(
+            warnings.push(format!(
                 "{} answers of the job belong to none of its requests and were ignored: {}{}",
                 self.n_strangers,
                 self.strangers.join(", "),
@@ -123,7 +122,7 @@ impl<'a> Join<'a> {
         let results = self.requests.iter().zip(self.results).map(|(request, result)| {
             BatchResult::new(&request.id, result.unwrap_or_else(|| Err(missing.error())))
         });
-        BatchAnswers::new(results.collect(), self.warnings)
+        BatchAnswers::new(results.collect(), warnings)
     }
 
     fn read(&self, request: &Request, answer: Answer<'_>) -> Result<Completion> {
