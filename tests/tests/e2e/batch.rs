@@ -31,6 +31,9 @@ model = "{provider}:m"
 batch = true
 options = {{ base_url = "{url}", api_key_env = ""{options} }}
 price = {{ input_per_million = 1.0, output_per_million = 2.0, batch_factor = 0.5, source = "x", as_of = "2026-01-01" }}
+[[evaluator]]
+kind = "json_fields"
+target = "target"
 [run]
 batch_poll_s = 0.05
 "#

@@ -163,6 +163,7 @@ fn failure(at: &RemoteBackend, job: &Value) -> Error {
         // Too many tokens wait in the account's other jobs.
         Some("token_limit_exceeded") => ErrorKind::RateLimited,
         Some("billing_hard_limit_reached" | "insufficient_quota") => ErrorKind::Quota,
+        Some("model_not_found") => ErrorKind::NotFound,
         _ => ErrorKind::InvalidRequest,
     };
     let said = at.excerpt(first["message"].as_str().unwrap_or("no reason was given"));

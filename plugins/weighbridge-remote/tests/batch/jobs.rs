@@ -99,6 +99,7 @@ fn a_job_that_failed_as_a_whole_says_why() {
     for (wire, code, kind) in [
         (0, "token_limit_exceeded", ErrorKind::RateLimited),
         (0, "billing_hard_limit_reached", ErrorKind::Quota),
+        (1, "model_not_found", ErrorKind::NotFound),
         (1, "invalid_json_line", ErrorKind::InvalidRequest),
         (3, "", ErrorKind::InvalidRequest),
     ] {
