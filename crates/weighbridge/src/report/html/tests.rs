@@ -197,6 +197,7 @@ fn report() -> Report {
         input_per_million: 0.05,
         output_per_million: 0.2,
         cached_input_per_million: None,
+        batch_factor: None,
         fixed_per_month: 12.0,
         source: HOSTILE.into(),
         as_of: "2026-08-01".into(),
