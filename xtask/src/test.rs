@@ -9,8 +9,12 @@ use crate::shell::{self, answers, cargo, output, root};
 
 /// Where the result of the last full run is kept.
 const FULL_RESULT: &str = "docs/test-full.json";
-/// The official client that the server is tested with.
-const SDK: &str = "openai==3.54.0";
+/// Official clients, as peers of our server and as judges of golden streams, and a server that
+/// judges its clients; from PyPI.
+const PYTHON_PACKAGES: [&str; 4] =
+    ["openai==3.54.0", "anthropic==2.12.0", "google-genai==3.4.0", "llmock==0.2.2"];
+/// A server of four wires that counts what it is asked; from npm.
+const AIMOCK: &str = "@copilotkit/aimock@1.43.0";
 
 pub(crate) fn run(full: bool) -> Result<u8, String> {
     let started = Instant::now();
@@ -38,7 +42,10 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
         ]);
     }
     if full {
-        tests.env("WEIGHBRIDGE_FULL_TESTS", "1").env("WEIGHBRIDGE_SDK_PYTHON", sdk_python()?);
+        tests
+            .env("WEIGHBRIDGE_FULL_TESTS", "1")
+            .env("WEIGHBRIDGE_SDK_PYTHON", sdk_python()?)
+            .env("WEIGHBRIDGE_AIMOCK", aimock()?);
     }
     shell::run(&mut tests)?;
     shell::run(cargo().args(["test", "--locked", "--workspace", "--doc"]))?;
@@ -48,18 +55,49 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
     Ok(0)
 }
 
-/// A Python with the official client, as a peer of our server; made under `target/` if need be.
+/// A Python with the foreign packages; made under `target/` if need be.
 fn sdk_python() -> Result<PathBuf, String> {
     let dir = root().join("target/sdk-venv");
     let python = dir.join("bin/python");
-    if !answers(Command::new(&python).args(["-c", "import openai"])) {
-        let remedy = "; --full needs Python 3 with venv, and the PyPI package `openai`";
+    let has_all = [
+        "-c",
+        "import importlib.metadata as m, sys\n\
+         for p in sys.argv[1:]: assert m.version(p.split('==')[0]) == p.split('==')[1]",
+    ];
+    if !answers(Command::new(&python).args(has_all).args(PYTHON_PACKAGES)) {
+        let names = PYTHON_PACKAGES.join(", ");
+        let remedy = format!(
+            "; --full needs Python 3.10 or later with venv (Debian: `apt install python3-venv`) and \
+             the PyPI packages {names}"
+        );
         let with_remedy = |e| format!("{e}{remedy}");
         shell::run(Command::new("python3").args(["-m", "venv"]).arg(&dir)).map_err(with_remedy)?;
-        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", SDK];
-        shell::run(Command::new(&python).args(install)).map_err(with_remedy)?;
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        shell::run(Command::new(&python).args(install).args(PYTHON_PACKAGES))
+            .map_err(with_remedy)?;
     }
     Ok(python)
+}
+
+/// The script that starts aimock; installed under `target/` if need be.
+fn aimock() -> Result<PathBuf, String> {
+    let remedy = "; --full needs Node.js 20 or later with npm (https://nodejs.org, Debian: `apt \
+                  install nodejs npm`) for the npm package @copilotkit/aimock";
+    let version = output(Command::new("node").arg("--version")).map_err(|e| e + remedy)?;
+    let major = version.trim_start_matches('v').split('.').next().and_then(|v| v.parse().ok());
+    if major.is_none_or(|major: u32| major < 20) {
+        return Err(format!("node is {version}{remedy}"));
+    }
+    let dir = root().join("target/aimock");
+    let package = dir.join("node_modules/@copilotkit/aimock");
+    let wanted = AIMOCK.rsplit('@').next().unwrap_or_default();
+    let installed = std::fs::read_to_string(package.join("package.json")).unwrap_or_default();
+    if !installed.contains(&format!("\"version\": \"{wanted}\"")) {
+        let mut install = Command::new("npm");
+        install.args(["install", "--silent", "--no-fund", "--no-audit", "--prefix"]);
+        shell::run(install.arg(&dir).arg(AIMOCK)).map_err(|e| e + remedy)?;
+    }
+    Ok(package.join("dist/cli.js"))
 }
 
 fn keep_result(n_seconds: u64) -> Result<(), String> {

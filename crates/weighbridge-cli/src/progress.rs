@@ -29,6 +29,17 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// A line above the bars.
+    fn say(&self, text: String) {
+        if self.is_terminal {
+            let _ = self.bars.println(text);
+        } else {
+            eprintln!("{text}");
+        }
+    }
+}
+
 impl Observer for Progress {
     fn event(&self, event: RunEvent<'_>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,14 +68,19 @@ impl Observer for Progress {
                     }
                 }
             }
-            RunEvent::ArmStopped { name, why } => {
-                let text = format!("{name} stopped: {why}");
-                if self.is_terminal {
-                    let _ = self.bars.println(text);
-                } else {
-                    eprintln!("{text}");
+            RunEvent::ArmStopped { name, why } => self.say(format!("{name} stopped: {why}")),
+            RunEvent::JobSubmitted { name, job_id, n_calls } => {
+                self.say(format!("{name}: batch job {job_id} holds {n_calls} calls"));
+            }
+            RunEvent::JobPolled { name, job_id, n_done, n_total, pause } => {
+                if let Some(line) = state.get(name) {
+                    line.bar.set_message(format!(
+                        "{job_id}: {n_done} of {n_total}, asked again in {:.0} s",
+                        pause.as_secs_f64()
+                    ));
                 }
             }
+            RunEvent::Remark { name, text } => self.say(format!("{name}: {text}")),
             RunEvent::ArmEnded { name } => {
                 if let Some(line) = state.get(name) {
                     line.bar.abandon();

@@ -27,6 +27,9 @@ pub enum StopReason {
     Refusal,
     /// The model waits for tool results.
     ToolCalls,
+    /// The model's own output cannot be used: it breaks the language that was demanded of it, or
+    /// the vendor could not read the tool call that it made.
+    Malformed,
     /// The sink asked for an early stop.
     Cancelled,
     /// A reason this build does not know; the raw text is in [`Completion::raw_stop_reason`].
@@ -42,6 +45,7 @@ impl StopReason {
             Self::ContentFilter => "content_filter",
             Self::Refusal => "refusal",
             Self::ToolCalls => "tool_calls",
+            Self::Malformed => "malformed",
             Self::Cancelled => "cancelled",
             Self::Other => "other",
         }

@@ -20,7 +20,10 @@ mod secret;
 
 pub use async_trait::async_trait;
 pub use backend::Backend;
-pub use batch::{BatchId, BatchJobs, BatchRequest, BatchResult, BatchStatus};
+pub use batch::{
+    BatchAnswers, BatchId, BatchJobs, BatchLimits, BatchLookup, BatchRequest, BatchResult,
+    BatchStatus, Submission,
+};
 pub use capabilities::{Capabilities, ConstraintKind, Dropped, RequestOption, TemperatureRange};
 pub use card::{EngineInfo, ModelCard, Placement, Weights};
 pub use completion::{

@@ -114,6 +114,7 @@ impl Outcome {
             StopReason::Refusal => Self::Refused,
             StopReason::Length => Self::TruncatedByLimit,
             StopReason::Cancelled => Self::Cancelled,
+            StopReason::Malformed => Self::MalformedOutput,
             _ if is_empty => Self::Empty,
             StopReason::ToolCalls
                 if completion.tool_calls.iter().any(|call| {
@@ -236,5 +237,7 @@ mod tests {
         assert!(!Outcome::of(&cut).is_scored());
         let empty: Result<Completion> = Ok(Completion::new(" ", StopReason::Stop));
         assert_eq!(Outcome::of(&empty), Outcome::Empty);
+        let broken: Result<Completion> = Ok(Completion::new("{", StopReason::Malformed));
+        assert_eq!(Outcome::of(&broken), Outcome::MalformedOutput);
     }
 }

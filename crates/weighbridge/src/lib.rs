@@ -9,6 +9,7 @@ pub mod prompt;
 pub mod record;
 pub mod recorded;
 pub mod report;
+pub mod retry;
 pub mod run;
 pub mod runlog;
 pub mod scoring;
@@ -17,6 +18,7 @@ pub mod verdict;
 
 pub use eval::{Evaluation, evaluate, evaluate_suite};
 pub use plan::{Environment, Plan};
+pub use retry::{RetryPolicy, Retrying};
 pub use run::{Observer, RunEvent, Start, Unobserved};
 pub use suite::Suite;
 pub use weighbridge_core::*;

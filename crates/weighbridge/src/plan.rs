@@ -266,7 +266,10 @@ impl Plan {
         for arm in &self.arms {
             let mut facts = vec![weights_text(arm.card.weights).to_owned()];
             facts.push(placement_text(&arm.card.placement));
-            facts.push(format!("{} at once", arm.concurrency));
+            facts.push(match arm.candidate.batch {
+                true => "in batch jobs".to_owned(),
+                false => format!("{} at once", arm.concurrency),
+            });
             if arm.is_tuned {
                 facts.push("prompt of its own (tuned)".to_owned());
             }
@@ -300,6 +303,24 @@ impl Plan {
             r.spend_cap_usd,
             if r.offline { "offline" } else { "network allowed" },
         ));
+        if self.arms.iter().any(|arm| arm.candidate.batch) {
+            line(format!(
+                "batch     answers may take a day; asked at least every {} s, for up to {} h. Stop \
+                 and --resume at any time",
+                r.batch_poll_s, r.batch_wait_h
+            ));
+        }
+        let full_price = |arm: &&Arm| {
+            let price = arm.candidate.price.as_ref();
+            arm.candidate.batch && price.is_some_and(|price| price.batch_factor.is_none())
+        };
+        for arm in self.arms.iter().filter(full_price) {
+            line(format!(
+                "          {} is priced in full; if its vendor gives a discount on batch jobs, set \
+                 price.batch_factor",
+                arm.candidate.name
+            ));
+        }
         // A verified server on this machine costs nothing that a price could tell.
         let unpriced =
             self.arms.iter().filter(|arm| !arm.is_local() && arm.candidate.price.is_none());
@@ -341,7 +362,8 @@ impl Plan {
             let request = arm.request(row).ok()?;
             let n_bytes = prompt_bytes(&request);
             let price = arm.candidate.price.as_ref()?;
-            range.0 += n_bytes as f64 / 8.0 * price.input_per_million / 1e6;
+            range.0 +=
+                n_bytes as f64 / 8.0 * price.input_per_million / 1e6 * price_factor(&arm.candidate);
             range.1 += max_cost_usd(arm, &request)?;
         }
         let repeats = f64::from(self.suite.run.repeats);
@@ -363,11 +385,15 @@ fn prompt_bytes(request: &Request) -> usize {
 pub(crate) fn max_cost_usd(arm: &Arm, request: &Request) -> Option<f64> {
     let price = arm.candidate.price.as_ref()?;
     let n_out = request.max_tokens.unwrap_or(arm.card.n_ctx.unwrap_or(8192));
-    Some(
-        (prompt_bytes(request) as f64 * price.input_per_million
-            + f64::from(n_out) * price.output_per_million)
-            / 1e6,
-    )
+    let usd = prompt_bytes(request) as f64 * price.input_per_million
+        + f64::from(n_out) * price.output_per_million;
+    Some(usd / 1e6 * price_factor(&arm.candidate))
+}
+
+/// The share of its prices that a candidate pays for a token.
+fn price_factor(candidate: &Candidate) -> f64 {
+    let batch_factor = candidate.price.as_ref().and_then(|price| price.batch_factor);
+    batch_factor.filter(|_| candidate.batch).unwrap_or(1.0)
 }
 
 /// What an answer with this usage cost in USD; `None` without a price or without counts.
@@ -377,12 +403,10 @@ pub(crate) fn cost_usd(candidate: &Candidate, usage: &weighbridge_core::Usage) -
     let n_out = usage.n_generated_tokens? as f64;
     let n_cached = (usage.n_cached_tokens.unwrap_or(0) as f64).min(n_prompt);
     let cached_price = price.cached_input_per_million.unwrap_or(price.input_per_million);
-    Some(
-        ((n_prompt - n_cached) * price.input_per_million
-            + n_cached * cached_price
-            + n_out * price.output_per_million)
-            / 1e6,
-    )
+    let usd = (n_prompt - n_cached) * price.input_per_million
+        + n_cached * cached_price
+        + n_out * price.output_per_million;
+    Some(usd / 1e6 * price_factor(candidate))
 }
 
 /// A short name for who holds the weights.
@@ -509,6 +533,16 @@ fn open_arm(
         context = context.with_egress(Egress::grant(EgressScope::Network, ledger));
     }
     let backend = block_on(provider.open(&model, &context))?;
+    if candidate.batch && backend.batch().is_none() {
+        return Err(Error::unsupported(
+            "batch",
+            format!(
+                "provider `{}` has no batch jobs; remove `batch = true`, or name the model by its \
+                 vendor's own provider",
+                model.provider
+            ),
+        ));
+    }
     let recorded_sha256 = match is_recorded {
         true => {
             let ids = dataset.rows.iter().map(|row| row.sample.id.as_str());
@@ -592,7 +626,7 @@ fn configuration(
             let mut card = arm.card.clone();
             // Words to be shown.
             card.license = None;
-            json!({
+            let mut identity = json!({
                 "name": arm.candidate.name,
                 "model": arm.candidate.model,
                 "options": arm.candidate.options,
@@ -600,7 +634,11 @@ fn configuration(
                 "settings": arm.settings,
                 "prompt_sha256": arm.prompter.sha256,
                 "recorded_sha256": arm.recorded_sha256,
-            })
+            });
+            if arm.candidate.batch {
+                identity["batch"] = true.into();
+            }
+            identity
         })
         .collect();
     let evaluators: Vec<Value> = evaluators

@@ -206,6 +206,7 @@ fn stop_reason(name: &str) -> StopReason {
         "content_filter" => StopReason::ContentFilter,
         "refusal" => StopReason::Refusal,
         "tool_calls" => StopReason::ToolCalls,
+        "malformed" => StopReason::Malformed,
         "cancelled" => StopReason::Cancelled,
         _ => StopReason::Other,
     }

@@ -5,19 +5,24 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use weighbridge_core::{
-    Backend, Capabilities, Completion, Dropped, EffectiveParams, Error, ErrorKind, EventSink,
-    ModelCard, Request, Result, Retry, StopReason,
+    Backend, BatchJobs, Capabilities, Completion, Dropped, EffectiveParams, EmbedRequest,
+    Embedding, Error, ErrorKind, EventSink, ModelCard, Prompt, Request, Result, Retry, StopReason,
+    Timings,
 };
 
+use crate::batch::JobApi;
+use crate::classify::ErrorObject;
+use crate::embed;
 use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
-use crate::failure::{Refusal, by_status};
+use crate::failure::{self, Refusal, by_status};
 use crate::http::{Call, Http};
 use crate::sse::SseParser;
 use crate::text::MAX_EXCERPT_BYTES;
-use crate::wire::{Decode, Flow, Wire};
+use crate::verify::Verifier;
+use crate::wire::{Decode, Flow, Route, Wire};
 
 /// How much of an error's body is read.
 const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
@@ -37,6 +42,8 @@ pub(crate) struct RemoteBackend {
     pub(crate) key_name: Option<String>,
     /// One permit per call at once; closed when the backend is.
     pub(crate) permits: Semaphore,
+    /// The vendor's batch jobs, where it has them.
+    pub(crate) jobs: Option<&'static dyn JobApi>,
 }
 
 /// What an answer came to.
@@ -58,15 +65,14 @@ impl Backend for RemoteBackend {
     async fn generate(&self, request: &Request, sink: &mut dyn EventSink) -> Result<Completion> {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
+        let verifier = Verifier::new(request, &dropped)?;
         let body = self.wire.body(&self.card.id, request, &dropped)?;
-        let _permit = self.permits.acquire().await.map_err(|_| {
-            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
-        })?;
+        let _permit = self.permit().await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
         out.effective = effective(&body, dropped);
         out.started();
-        match self.converse(request, &body, &mut out).await {
+        match self.converse(request, &body, &verifier, &mut out).await {
             Ok(answer) => Ok(out.completion(
                 answer.ending,
                 queue,
@@ -81,6 +87,54 @@ impl Backend for RemoteBackend {
         }
     }
 
+    async fn embed(&self, request: &EmbedRequest) -> Result<Vec<Embedding>> {
+        let submitted = Instant::now();
+        let call = self.wire.embed_call(&self.card.id, request);
+        let (Some(call), Some(n_dims)) = (call, self.capabilities.embeddings) else {
+            return Err(Error::unsupported("embed", "this model is not known to give embeddings")
+                .with("model", &self.card.id));
+        };
+        if request.texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (route, body) = call?;
+        let params = effective(&body, Vec::new());
+        let answer = self.ask(route, &body).await?;
+        let read = || {
+            let mut embeddings = self.wire.embedded(&answer)?;
+            embed::check(&embeddings, request.texts.len(), n_dims)?;
+            for embedding in &mut embeddings {
+                if request.normalize {
+                    embed::normalize(&mut embedding.vector)?;
+                }
+                embedding.timings = Timings::total(submitted.elapsed());
+                let told = std::mem::replace(&mut embedding.effective, params.clone());
+                embedding.effective.values.extend(told.values);
+            }
+            Ok(embeddings)
+        };
+        read().map_err(|error| self.http.redactor().clean(error))
+    }
+
+    async fn count_tokens(&self, prompt: &Prompt) -> Result<u64> {
+        let call = self.wire.count_call(&self.card.id, prompt);
+        let (Some(call), true) = (call, self.capabilities.count_tokens) else {
+            return Err(Error::unsupported("count_tokens", "this API does not count tokens")
+                .with("model", &self.card.id));
+        };
+        let (route, body) = call?;
+        let answer = self.ask(route, &body).await?;
+        self.wire.counted(&answer).ok_or_else(|| {
+            let text = self.http.redactor().excerpt(&answer.to_string(), 400);
+            Error::new(ErrorKind::Protocol, "the answer holds no number of tokens")
+                .with("body", text)
+        })
+    }
+
+    fn batch(&self) -> Option<&dyn BatchJobs> {
+        self.jobs.map(|_| self as &dyn BatchJobs)
+    }
+
     async fn close(&self) -> Result<()> {
         self.permits.close();
         Ok(())
@@ -88,20 +142,51 @@ impl Backend for RemoteBackend {
 }
 
 impl RemoteBackend {
+    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        self.permits.acquire().await.map_err(|_| {
+            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
+        })
+    }
+
+    /// Asks for one JSON document, under the rules of a generation.
+    async fn ask(&self, route: Route, body: &Map<String, Value>) -> Result<Value> {
+        let _permit = self.permit().await?;
+        let asked = async {
+            let mut exchange = self.http.start(Call::post(route, json_bytes(body)?))?;
+            let head = exchange.head().await?;
+            if !head.is_success() {
+                let body = exchange.body(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
+                return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
+                    Refusal::Error(error) => error,
+                    Refusal::Filtered(code) => Error::new(
+                        ErrorKind::InvalidRequest,
+                        "the vendor's filter refused the input",
+                    )
+                    .with("code", code),
+                });
+            }
+            let body = exchange.body(usize::MAX).await?;
+            let document = self.whole_document(&body)?;
+            match ErrorObject::find(&document) {
+                Some(_) => Err(failure::in_document(&document, self.http.redactor())),
+                None => Ok(document),
+            }
+        };
+        asked.await.map_err(|error| self.http.redactor().clean(error))
+    }
+
     async fn converse(
         &self,
         request: &Request,
         body: &Map<String, Value>,
+        verifier: &Verifier,
         out: &mut Emitter<'_>,
     ) -> Result<Answer> {
         let cancelled = Ending { stop_reason: StopReason::Cancelled, raw: None };
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed: false });
         }
-        let body = serde_json::to_vec(body).map_err(|error| {
-            Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
-        })?;
-        let mut call = Call::post(self.wire.route(&self.card.id), body);
+        let mut call = Call::post(self.wire.route(&self.card.id), json_bytes(body)?);
         call.accept = "text/event-stream, application/json";
         let mut exchange = self.http.start(call)?;
         let head = exchange.head().await?;
@@ -132,7 +217,7 @@ impl RemoteBackend {
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed });
         }
-        let ending = decoder.close(out)?;
+        let ending = verifier.verify(decoder.close(out)?, out)?;
         Ok(Answer { ending, is_streamed })
     }
 
@@ -156,7 +241,9 @@ impl RemoteBackend {
                 }
                 if flow == Flow::End {
                     if input.iter().any(|b| !matches!(b, b'\r' | b'\n')) {
-                        out.warning("data_after_done: data after [DONE] was ignored");
+                        out.warning(
+                            "data_after_done: data after the end of the answer was ignored",
+                        );
                     } else {
                         exchange.finish();
                     }
@@ -191,15 +278,18 @@ impl RemoteBackend {
         out: &mut Emitter<'_>,
     ) -> Result<()> {
         let body = exchange.body(usize::MAX).await?;
-        let document: Value = serde_json::from_slice(&body).map_err(|error| {
+        decoder.document(&self.whole_document(&body)?, out)
+    }
+
+    fn whole_document(&self, body: &[u8]) -> Result<Value> {
+        serde_json::from_slice(body).map_err(|error| {
             let kind = if error.is_eof() { ErrorKind::Truncated } else { ErrorKind::Protocol };
-            let text = String::from_utf8_lossy(&body);
+            let text = String::from_utf8_lossy(body);
             Error::new(kind, "the answer is not a whole JSON document")
-                .with("body", out.excerpt(text.trim(), MAX_EXCERPT_BYTES.min(400)))
+                .with("body", self.http.redactor().excerpt(text.trim(), 400))
                 .with_source(error)
                 .with_retry(Retry::Safe { after: None })
-        })?;
-        decoder.document(&document, out)
+        })
     }
 
     /// An answer without a media type is what its first byte says.
@@ -216,14 +306,9 @@ impl RemoteBackend {
                 self.read_stream(exchange, first, decoder, out).await?;
                 Ok(true)
             }
-            Some(b'{') => {
+            Some(b'{' | b'[') => {
                 let rest = exchange.body(usize::MAX).await?;
-                let body = [first, rest].concat();
-                let document: Value = serde_json::from_slice(&body).map_err(|error| {
-                    Error::new(ErrorKind::Truncated, "the answer is not a whole JSON document")
-                        .with_source(error)
-                })?;
-                decoder.document(&document, out)?;
+                decoder.document(&self.whole_document(&[first, rest].concat())?, out)?;
                 Ok(false)
             }
             _ => Err(self.bad_content_type(exchange, head).await),
@@ -250,8 +335,14 @@ impl RemoteBackend {
     }
 }
 
+fn json_bytes(body: &Map<String, Value>) -> Result<Vec<u8>> {
+    serde_json::to_vec(body).map_err(|error| {
+        Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
+    })
+}
+
 /// Every setting that was sent, apart from the conversation itself.
-fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
+pub(crate) fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
     let mut effective = EffectiveParams::new();
     effective.dropped = dropped;
     effective.values = body

@@ -2,11 +2,13 @@
 
 mod answer;
 mod body;
-mod tokens;
 
 use serde_json::{Map, Value};
-use weighbridge_core::{Capabilities, ConstraintKind, Dropped, Request, RequestOption, Result};
+use weighbridge_core::{
+    Capabilities, ConstraintKind, Dropped, EmbedRequest, Embedding, Request, RequestOption, Result,
+};
 
+use crate::embed;
 use crate::options::{MaxTokensField, Options};
 use crate::wire::{Decode, Route, Wire};
 
@@ -17,6 +19,8 @@ pub(crate) struct Dialect {
     pub(crate) max_tokens_field: MaxTokensField,
     pub(crate) enforces_json_schema: bool,
     pub(crate) takes_images: bool,
+    /// Sent with embeddings, to models whose vectors can be shortened.
+    pub(crate) dimensions: Option<u32>,
 }
 
 impl Dialect {
@@ -27,6 +31,7 @@ impl Dialect {
             max_tokens_field: options.max_tokens_field.unwrap_or(MaxTokensField::MaxTokens),
             enforces_json_schema: options.enforces_json_schema.unwrap_or(false),
             takes_images: options.takes_images.unwrap_or(false),
+            dimensions: None,
         }
     }
 
@@ -37,6 +42,7 @@ impl Dialect {
             max_tokens_field: MaxTokensField::MaxCompletionTokens,
             enforces_json_schema: true,
             takes_images: true,
+            dimensions: options.dimensions,
         }
     }
 }
@@ -60,7 +66,7 @@ impl Wire for Chat {
         Route::new("/chat/completions")
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self, _model: &str) -> Capabilities {
         let mut capabilities = Capabilities::none().with_options([
             RequestOption::ChatPrompt,
             RequestOption::Temperature,
@@ -98,5 +104,22 @@ impl Wire for Chat {
 
     fn decoder(&self, request: &Request) -> Box<dyn Decode> {
         Box::new(answer::ChatAnswer::new(request))
+    }
+
+    fn embedding_size(&self, model: &str) -> Option<u32> {
+        embed::openai_size(model)
+    }
+
+    fn embed_call(
+        &self,
+        model: &str,
+        request: &EmbedRequest,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let dimensions = self.dialect.dimensions.filter(|&n| Some(n) != self.embedding_size(model));
+        Some(Ok(embed::openai_call(model, request, dimensions)))
+    }
+
+    fn embedded(&self, answer: &Value) -> Result<Vec<Embedding>> {
+        embed::openai_answer(answer)
     }
 }

@@ -72,16 +72,20 @@ impl<'a> Emitter<'a> {
         self.has_content
     }
 
-    pub(crate) fn has_text(&self) -> bool {
-        !self.text.is_empty()
-    }
-
     pub(crate) fn has_tool_calls(&self) -> bool {
         !self.tool_calls.is_empty()
     }
 
-    pub(crate) fn has_logprobs(&self) -> bool {
-        !self.logprobs.is_empty()
+    pub(crate) fn collected_text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn collected_logprobs(&self) -> &[TokenLogprob] {
+        &self.logprobs
+    }
+
+    pub(crate) fn redactor(&self) -> &'a Redactor {
+        self.redactor
     }
 
     /// Some of the server's text, fit for an error.

@@ -8,7 +8,7 @@ use crate::emitter::Emitter;
 use crate::exchange::Head;
 use crate::http::Http;
 use crate::retry_after::retry_after;
-use crate::text::MAX_EXCERPT_BYTES;
+use crate::text::{MAX_EXCERPT_BYTES, Redactor};
 
 /// Longest message of a server that is repeated.
 const MAX_MESSAGE_BYTES: usize = 1 << 10;
@@ -68,6 +68,11 @@ pub(crate) fn by_status(http: &Http, head: &Head, body: &[u8], key_name: Option<
 
 /// The error that an event or document inside a 200 is.
 pub(crate) fn in_answer(document: &Value, out: &Emitter<'_>) -> Error {
+    in_document(document, out.redactor())
+}
+
+/// As [`in_answer`], for an answer that is not pushed anywhere.
+pub(crate) fn in_document(document: &Value, redactor: &Redactor) -> Error {
     let object = ErrorObject::find_in_error_body(document);
     let (kind, is_retryable) = match classify(None, object.as_ref()) {
         Class::Error { kind, is_retryable } => (kind, is_retryable),
@@ -76,10 +81,10 @@ pub(crate) fn in_answer(document: &Value, out: &Emitter<'_>) -> Error {
     };
     let said =
         object.as_ref().and_then(|o| o.message.clone()).unwrap_or_else(|| document.to_string());
-    let said = out.excerpt(&said, MAX_MESSAGE_BYTES);
+    let said = redactor.excerpt(&said, MAX_MESSAGE_BYTES);
     let mut error = Error::new(kind, format!("the server sent an error inside its answer: {said}"));
     if let Some(word) = object.and_then(|o| o.code.or(o.kind)) {
-        error = error.with("code", out.excerpt(&word, 100));
+        error = error.with("code", redactor.excerpt(&word, 100));
     }
     if is_retryable {
         error = error.with_retry(Retry::Safe { after: None });

@@ -28,7 +28,7 @@ use crate::wire::Route;
 
 const JSON: &str = "application/json";
 /// Largest body of an answer.
-const MAX_BODY_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BODY_BYTES: u64 = 64 << 20;
 /// Parts of an answer that wait for the caller before the connection is read no further.
 const N_PARTS_AHEAD: usize = 8;
 /// Below the five seconds after which common servers close an idle connection themselves.
@@ -65,15 +65,31 @@ pub(crate) struct Call {
     /// Content type and bytes.
     pub(crate) body: Option<(String, Vec<u8>)>,
     pub(crate) accept: &'static str,
+    /// Largest body of its answer.
+    pub(crate) max_bytes: u64,
+    /// Instead of the usual limits for the first byte and for the whole call, where it moves more
+    /// than one answer.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Call {
     pub(crate) fn get(route: Route) -> Self {
-        Self { method: Method::GET, route, body: None, accept: JSON }
+        Self {
+            method: Method::GET,
+            route,
+            body: None,
+            accept: JSON,
+            max_bytes: MAX_BODY_BYTES,
+            patience: None,
+        }
     }
 
     pub(crate) fn post(route: Route, json: Vec<u8>) -> Self {
-        Self { method: Method::POST, route, body: Some((JSON.to_owned(), json)), accept: JSON }
+        Self { body: Some((JSON.to_owned(), json)), ..Self::post_empty(route) }
+    }
+
+    pub(crate) fn post_empty(route: Route) -> Self {
+        Self { method: Method::POST, ..Self::get(route) }
     }
 }
 
@@ -181,8 +197,10 @@ impl Http {
         is_finished: &Notify,
     ) -> Result<()> {
         let start = Instant::now();
-        let total = Deadline { at: start + self.timers.total, phase: "total" };
-        let first_byte = Deadline { at: start + self.timers.first_byte, phase: "first_byte" };
+        let timers = self.timers.with_patience(call.patience);
+        let max_bytes = call.max_bytes;
+        let total = Deadline::within(timers.total, "total");
+        let first_byte = Deadline::within(timers.first_byte, "first_byte");
         // The body counts as sent until it is known that nothing was connected.
         let n_sent = call.body.as_ref().map_or(0, |(_, body)| body.len()) as u64;
         let mut meter = Meter { http: self, n_sent, n_received: 0, is_loopback: None };
@@ -193,7 +211,7 @@ impl Http {
             meter.n_sent = 0;
         }
         let mut response = sent
-            .map_err(|_| self.timed_out(deadline.phase, start))?
+            .map_err(|_| self.timed_out(deadline, start))?
             .map_err(|error| self.send_error(error))?;
         meter.is_loopback = response.remote_addr().map(|peer| is_loopback(peer.ip()));
         let head = Head {
@@ -222,21 +240,21 @@ impl Http {
                 biased;
                 () = is_finished.notified(), if !is_draining => {
                     is_draining = true;
-                    deadline = deadline.min(Deadline { at: Instant::now() + DRAIN, phase: "drain" });
+                    deadline = deadline.min(Deadline::within(DRAIN, "drain"));
                     continue;
                 }
                 chunk = timeout_at(deadline.at, response.chunk()) => chunk,
             };
             let chunk = chunk
-                .map_err(|_| self.timed_out(deadline.phase, start))?
+                .map_err(|_| self.timed_out(deadline, start))?
                 .map_err(|error| self.body_error(error))?;
             let Some(chunk) = chunk else { return Ok(()) };
             meter.n_received += chunk.len() as u64;
-            if meter.n_received > MAX_BODY_BYTES {
-                return Err(Error::new(
-                    ErrorKind::Protocol,
-                    format!("the answer of {} exceeds 64 MiB", self.address.authority()),
-                ));
+            if meter.n_received > max_bytes {
+                let place = self.address.authority();
+                let mib = max_bytes >> 20;
+                let message = format!("the answer of {place} exceeds {mib} MiB");
+                return Err(Error::new(ErrorKind::Protocol, message));
             }
             // Data after the end of an answer: the connection is dropped, not reused.
             if is_draining
@@ -244,7 +262,7 @@ impl Http {
             {
                 return Ok(());
             }
-            deadline = total.min(Deadline { at: Instant::now() + self.timers.idle, phase: "idle" });
+            deadline = total.min(Deadline::within(timers.idle, "idle"));
         }
     }
 
@@ -270,19 +288,15 @@ impl Http {
         start: Instant,
     ) -> Result<Option<()>> {
         let sent = timeout_at(total.at, parts.send(part)).await;
-        Ok(sent.map_err(|_| self.timed_out(total.phase, start))?.ok())
+        Ok(sent.map_err(|_| self.timed_out(total, start))?.ok())
     }
 
-    fn timed_out(&self, phase: &'static str, start: Instant) -> Error {
+    fn timed_out(&self, deadline: Deadline, start: Instant) -> Error {
+        let Deadline { phase, after, .. } = deadline;
         let what = match phase {
             "first_byte" => "did not begin to answer",
             "idle" => "stopped in the middle of its answer",
             _ => "did not finish its answer",
-        };
-        let seconds = match phase {
-            "first_byte" => self.timers.first_byte,
-            "idle" => self.timers.idle,
-            _ => self.timers.total,
         };
         let option = if phase == "total" { "timeout_s" } else { phase };
         let suffix = if phase == "total" { "" } else { "_timeout_s" };
@@ -291,7 +305,7 @@ impl Http {
             format!(
                 "{} {what} within {} s; raise `{option}{suffix}` if that is too short",
                 self.address.host_and_port(),
-                seconds.as_secs_f64(),
+                after.as_secs_f64(),
             ),
         )
         .with("phase", phase)
@@ -416,10 +430,16 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 #[derive(Clone, Copy, Debug)]
 struct Deadline {
     at: Instant,
+    /// From the moment it began to run.
+    after: Duration,
     phase: &'static str,
 }
 
 impl Deadline {
+    fn within(after: Duration, phase: &'static str) -> Self {
+        Self { at: Instant::now() + after, after, phase }
+    }
+
     fn min(self, other: Self) -> Self {
         if other.at < self.at { other } else { self }
     }

@@ -2,20 +2,29 @@
 
 mod address;
 mod backend;
+mod batch;
 mod chat;
 mod classify;
+mod embed;
 mod emitter;
 mod exchange;
 mod failure;
+mod gemini;
 mod http;
+mod logprobs;
+mod messages;
 mod options;
+mod prompt;
 mod provider;
 mod resolver;
+mod responses;
 mod retry_after;
 mod runtime;
 mod sse;
 mod text;
+mod usage;
 mod vendor;
+mod verify;
 mod wire;
 
 pub use provider::Remote;
@@ -30,3 +39,6 @@ pub fn plugin() -> Plugin {
 }
 
 weighbridge_core::register_plugin!(plugin);
+
+#[cfg(test)]
+mod golden_tests;

@@ -39,6 +39,16 @@ pub(crate) struct Timers {
     pub(crate) total: Duration,
 }
 
+impl Timers {
+    /// The same with another limit for the first byte and for the whole call, where one is given.
+    pub(crate) fn with_patience(self, patience: Option<Duration>) -> Self {
+        match patience {
+            Some(limit) => Self { first_byte: limit, total: limit, ..self },
+            None => self,
+        }
+    }
+}
+
 /// What `open`, `probe` and `list` are told.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Options {
@@ -53,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) streams: bool,
     pub(crate) max_tokens_field: Option<MaxTokensField>,
     pub(crate) n_ctx: Option<u32>,
+    /// Size of the model's embeddings.
+    pub(crate) dimensions: Option<u32>,
     pub(crate) enforces_json_schema: Option<bool>,
     pub(crate) takes_images: Option<bool>,
 }
@@ -83,6 +95,9 @@ impl Options {
                 "description": "stream answers; otherwise each comes as one document"},
             "n_ctx": {"type": "integer", "minimum": 1, "maximum": u32::MAX,
                 "description": "context length in tokens, where you know it"},
+            "dimensions": {"type": "integer", "minimum": 1, "maximum": 65_536,
+                "description": "size of the model's embeddings; needed to embed with models whose \
+                    size is not known"},
         });
         let mut add = |name: &str, schema: Value| properties[name] = schema;
         match facts.base {
@@ -151,6 +166,7 @@ impl Options {
                 None => None,
             },
             n_ctx: number("n_ctx"),
+            dimensions: number("dimensions"),
             enforces_json_schema: flag("json_schema"),
             takes_images: flag("image_input"),
         })

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use weighbridge_core::{
-    Backend, Egress, Error, ErrorKind, ModelCard, ModelListing, ModelRef, OpenContext, Placement,
-    Probe, Provider, ProviderInfo, Result, Secret,
+    Backend, Egress, EmbedRequest, Error, ErrorKind, ModelCard, ModelListing, ModelRef,
+    OpenContext, Placement, Probe, Provider, ProviderInfo, Result, Secret,
 };
 
 use crate::address::{Address, Place};
 use crate::backend::RemoteBackend;
+use crate::batch;
 use crate::failure::{Refusal, by_status};
 use crate::http::{Call, Credentials, Http};
 use crate::options::{Options, Timers};
@@ -237,9 +238,15 @@ impl Remote {
     }
 
     fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
-        let mut capabilities = server.wire.capabilities();
+        let jobs = batch::of(self.vendor);
+        let mut capabilities = server.wire.capabilities(&id);
+        capabilities.batch = jobs.is_some();
         capabilities.n_ctx = options.n_ctx;
         capabilities.max_concurrency = Some(options.max_concurrency);
+        if server.wire.embed_call(&id, &EmbedRequest::default()).is_some() {
+            capabilities.embeddings =
+                options.dimensions.or_else(|| server.wire.embedding_size(&id));
+        }
         RemoteBackend {
             card: self.card(&id, &server, options),
             capabilities,
@@ -247,6 +254,7 @@ impl Remote {
             wire: server.wire,
             key_name: server.key_name,
             permits: Semaphore::new(options.max_concurrency as usize),
+            jobs,
         }
     }
 }

@@ -3,7 +3,10 @@
 use weighbridge_core::Weights;
 
 use crate::chat::{Chat, Dialect};
-use crate::options::Options;
+use crate::gemini::Gemini;
+use crate::messages::Messages;
+use crate::options::{Api, Options};
+use crate::responses::Responses;
 use crate::wire::Wire;
 
 /// Whose API is spoken to.
@@ -187,10 +190,16 @@ impl Vendor {
     /// The protocol that these options ask for.
     pub(crate) fn wire(self, options: &Options) -> Box<dyn Wire> {
         let id = self.facts().id;
+        if matches!(self, Self::OpenAi | Self::AzureOpenAi) && options.api == Api::Responses {
+            // Whether Azure counts tokens is not documented.
+            return Box::new(Responses::new(id, self == Self::OpenAi, options));
+        }
         let dialect = match self {
+            Self::Anthropic => return Box::new(Messages::new(options)),
+            Self::Gemini => return Box::new(Gemini::new(options)),
             Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
             _ => Dialect::compatible(options),
         };
-        Box::new(Chat::new(id, dialect))
+        Box::new(Chat::new(self.facts().id, dialect))
     }
 }

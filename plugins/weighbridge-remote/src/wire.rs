@@ -4,7 +4,9 @@
 use std::fmt;
 
 use serde_json::{Map, Value};
-use weighbridge_core::{Capabilities, Dropped, Request, Result};
+use weighbridge_core::{
+    Capabilities, Dropped, EmbedRequest, Embedding, Error, Prompt, Request, RequestOption, Result,
+};
 
 use crate::emitter::{Emitter, Ending};
 use crate::sse::Frame;
@@ -63,8 +65,8 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync {
         Some(Page { models, next: None })
     }
 
-    /// What every model behind this protocol can be asked.
-    fn capabilities(&self) -> Capabilities;
+    /// What a model behind this protocol can be asked, as far as its name tells.
+    fn capabilities(&self, model: &str) -> Capabilities;
 
     /// The body of a generation. Options in `dropped` are left out.
     ///
@@ -79,6 +81,107 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync {
 
     /// A decoder for the answer to one request.
     fn decoder(&self, request: &Request) -> Box<dyn Decode>;
+
+    /// Route and body of a call that counts a prompt's tokens; `None` where there is no such call.
+    /// A wire that has one says so in [`capabilities`](Self::capabilities).
+    fn count_call(
+        &self,
+        model: &str,
+        prompt: &Prompt,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let _ = (model, prompt);
+        None
+    }
+
+    /// The number of tokens in the answer to a [`count_call`](Self::count_call).
+    fn counted(&self, answer: &Value) -> Option<u64> {
+        let _ = answer;
+        None
+    }
+
+    /// The length of a model's embeddings, where it is known without asking.
+    fn embedding_size(&self, model: &str) -> Option<u32> {
+        let _ = model;
+        None
+    }
+
+    /// Route and body of a call that embeds texts; `None` where there is no such call.
+    fn embed_call(
+        &self,
+        model: &str,
+        request: &EmbedRequest,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let _ = (model, request);
+        None
+    }
+
+    /// The embeddings in the answer to an [`embed_call`](Self::embed_call), in the order of the
+    /// texts.
+    ///
+    /// # Errors
+    /// `Protocol` for a damaged answer.
+    fn embedded(&self, answer: &Value) -> Result<Vec<Embedding>> {
+        let _ = answer;
+        Err(Error::unsupported("embed", "this protocol gives no embeddings"))
+    }
+}
+
+/// Adds a caller's verbatim fields to a body. Objects are merged field by field; any other value
+/// replaces what was there.
+pub(crate) fn add_verbatim(body: &mut Map<String, Value>, fields: &Map<String, Value>) {
+    for (name, value) in fields {
+        match (body.get_mut(name), value) {
+            (Some(Value::Object(old)), Value::Object(new)) => add_verbatim(old, new),
+            _ => {
+                body.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// A value as part of a query.
+pub(crate) fn in_query(value: &str) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte));
+            }
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+/// Log-probabilities that were asked for and did not come are an option that was not honoured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AskedLogprobs {
+    asked: Option<u8>,
+    is_wish: bool,
+}
+
+impl AskedLogprobs {
+    pub(crate) fn new(request: &Request) -> Self {
+        let is_wish = request.wishes.contains(&RequestOption::Logprobs);
+        Self { asked: request.logprobs, is_wish }
+    }
+
+    /// # Errors
+    /// `Unsupported` where they are missing and were not just a wish.
+    pub(crate) fn check(self, out: &mut Emitter<'_>) -> Result<()> {
+        let Some(asked) = self.asked else { return Ok(()) };
+        if !out.collected_logprobs().is_empty() || out.collected_text().is_empty() {
+            return Ok(());
+        }
+        if self.is_wish {
+            out.warning("logprobs_missing: the server sent none");
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            "logprobs",
+            format!("{asked} were asked for and the server sent its answer without any"),
+        ))
+    }
 }
 
 /// Whether a stream goes on.

@@ -1,6 +1,7 @@
 //! The built program, used as its users would.
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+mod batch;
 mod engines;
 mod gate_and_hints;
 mod kill_and_resume;

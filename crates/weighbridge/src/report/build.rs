@@ -150,6 +150,7 @@ fn candidate(plan: &Plan, result: &RunResult, scores: &Scores, arm_idx: usize) -
         prompt: arm.candidate.prompt.clone().unwrap_or_else(|| plan.suite.prompt.clone()),
         prompt_sha256: arm.prompter.sha256.clone(),
         concurrency: arm.concurrency,
+        is_batch: arm.candidate.batch,
         effective: records
             .iter()
             .find(|(_, r)| r.outcome.is_scored() && !r.effective.is_empty())
@@ -266,7 +267,8 @@ fn mean_interval(values: &[f64], clusters: &[&str], level: f64) -> (Option<Inter
 }
 
 fn latency(arm: &Arm, records: &[(usize, &ObservationRecord)], level: f64) -> Option<Latency> {
-    if arm.card.placement == Placement::Recorded {
+    // How long a job lay in a vendor's queue says nothing about the model.
+    if arm.card.placement == Placement::Recorded || arm.candidate.batch {
         return None;
     }
     let answered = || records.iter().map(|(_, r)| r).filter(|r| r.outcome.is_scored());

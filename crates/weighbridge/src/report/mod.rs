@@ -183,6 +183,9 @@ pub struct CandidateReport {
     pub prompt_sha256: String,
     /// Calls at once.
     pub concurrency: u32,
+    /// It was asked in batch jobs of its vendor, so nothing is said about its latency.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_batch: bool,
     /// The settings that were really used, as its first answer in the order of the data tells.
     pub effective: serde_json::Map<String, serde_json::Value>,
     /// Warnings of its answers, by number.

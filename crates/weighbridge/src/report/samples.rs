@@ -145,7 +145,7 @@ fn answer(plan: &Plan, scores: &Scores, id: CallId, record: Option<&ObservationR
         tool_calls: record.map_or(Vec::new(), |r| r.tool_calls.clone()),
         scores,
         total_ms: record
-            .filter(|r| r.outcome.is_scored())
+            .filter(|r| r.outcome.is_scored() && !plan.arms[id.arm_idx].candidate.batch)
             .map(|r| r.timings.total_us as f64 / 1000.0),
         mean_logprob,
         error: record.and_then(|r| r.error.clone()),

@@ -1,7 +1,7 @@
 //! One call: intent, attempts, outcome.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use weighbridge_core::{
     Completion, Error, ErrorKind, Event, EventSink, Outcome, OutcomeGroup, Request, Result, Retry,
@@ -9,17 +9,15 @@ use weighbridge_core::{
 
 use crate::plan::{cost_usd, request_digest};
 use crate::record::ObservationRecord;
+use crate::retry::{Failed, Next, RetryPolicy};
 use crate::runlog::{Digest, IntentRecord, OutcomeRecord, Placement};
 
 use super::CallId;
 use super::lanes::{Made, Shared, with_deadline};
 
-/// Full jitter starts at this.
-const BACKOFF_BASE: Duration = Duration::from_millis(500);
-/// Full jitter never waits longer than this.
-const BACKOFF_CAP: Duration = Duration::from_secs(30);
-/// A service that asks for a longer pause is left alone: the run can be resumed.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// After so many probes of a service that is down, some 25 s after it went down, it is left alone:
+/// the run can be resumed.
+const GIVE_UP_AFTER_PROBES: u32 = 5;
 
 /// A call to be made.
 pub(super) struct Call {
@@ -64,7 +62,8 @@ impl EventSink for FirstContent {
 /// Makes a call, again where that is allowed, until it has an outcome.
 pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
     let plan = shared.plan;
-    let arm = &plan.arms[call.id.arm_idx];
+    let arm_idx = call.id.arm_idx;
+    let arm = &plan.arms[arm_idx];
     let settings = &plan.suite.run;
     let timeout = Duration::from_secs_f64(settings.timeout_s);
     let is_remote = arm.card.placement.is_remote();
@@ -73,15 +72,27 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
         false => Placement::Local,
     };
     let digest = request_digest(arm, &call.request);
+    let retries = shared.retries(arm_idx);
+    let policy = RetryPolicy { max_attempts: settings.max_attempts, ..RetryPolicy::default() };
     let mut n_ended = 0;
+    let mut ended: Option<Box<ObservationRecord>> = None;
     for attempt in call.first_attempt.. {
         let reserved = call.max_cost_usd.unwrap_or(0.0);
-        if call.max_cost_usd.is_some() && !shared.reserve(reserved).await {
-            return Ok(Made::Skipped(format!(
+        let leave = async {
+            let pass = retries.pass().await;
+            let is_covered = call.max_cost_usd.is_none() || shared.reserve(reserved).await;
+            (pass, is_covered)
+        };
+        let Some((pass, is_covered)) = shared.unless_stopped(arm_idx, leave).await else {
+            return Ok(ended.map_or(Made::Not, Made::Ended));
+        };
+        if !is_covered {
+            let why = format!(
                 "the spend cap of USD {} would be exceeded; raise run.spend_cap_usd and continue \
                  with --resume",
                 settings.spend_cap_usd
-            )));
+            );
+            return Ok(Made::Stopped(ended, why));
         }
         let intent = IntentRecord {
             call_key: call.key,
@@ -92,6 +103,7 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
             request_digest: digest,
             placement,
             price_cap_usd: call.max_cost_usd,
+            job: None,
         };
         shared.writer.append(intent).await.map_err(|e| write_error(&e))?;
 
@@ -108,19 +120,25 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
                     Some(_) => Retry::Never,
                 }))
         });
-        let mut record = ObservationRecord::new(&result, sink.ttft, total, attempt);
-        if record.outcome == Outcome::Withheld {
-            // An outward path was refused in the middle of a call: keep the reason.
-            record.n_attempts = attempt;
-        }
         n_ended += 1;
-        let wait = retry_wait(&result, &record, sink.ttft.is_some(), &call.key, n_ended);
+        pass.end(&result, n_ended == 1);
+        let had_content = sink.ttft.is_some();
+        let next = match &result {
+            Ok(_) => Next::Stop,
+            Err(error) => {
+                let draw = draw(&call.key, n_ended);
+                retries.next(Failed { error, had_content, n_ended, draw }, &policy)
+            }
+        };
+        let record = ObservationRecord::new(&result, sink.ttft, total, attempt);
         let cost = match arm.candidate.price {
             None => Some(0.0),
+            Some(_) if is_unbilled(&result, had_content) => Some(0.0),
             Some(_) => cost_usd(&arm.candidate, &record.usage),
         };
         // Money that may be owed to nobody is not owed: only a remote call can cost unseen.
-        shared.book(reserved, cost.or((!is_remote).then_some(0.0)));
+        let cost = cost.or((!is_remote).then_some(0.0));
+        shared.book(reserved, cost);
         let body = serde_json::to_vec(&record).expect("records are plain data");
         let outcome = OutcomeRecord {
             call_key: call.key,
@@ -131,66 +149,65 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
             retryable: !is_final(&record, is_remote),
         };
         shared.writer.append_with(outcome, vec![body]).await.map_err(|e| write_error(&e))?;
-        match wait {
-            Wait::TooLong(after) => {
+        let said = record.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
+        let record = Box::new(record);
+        match next {
+            Next::Stop => return Ok(Made::Ended(record)),
+            Next::Park(after) => return Ok(Made::Stopped(Some(record), parked(after, &said))),
+            Next::After(_) if retries.n_failed_probes() >= GIVE_UP_AFTER_PROBES => {
                 let why = format!(
-                    "the service asks to wait {} s ({}); continue later with --resume",
-                    after.as_secs(),
-                    record.error.as_ref().map(|e| e.message.as_str()).unwrap_or_default()
+                    "the service is down: it answered none of {GIVE_UP_AFTER_PROBES} probes, the \
+                     last with: {said}. Continue with --resume when it is back"
                 );
-                return Ok(Made::Parked(Box::new(record), why));
+                return Ok(Made::Stopped(Some(record), why));
             }
-            Wait::For(pause) if n_ended < settings.max_attempts => tokio::time::sleep(pause).await,
-            _ => return Ok(Made::Ended(Box::new(record))),
+            Next::After(pause) => {
+                if shared.unless_stopped(arm_idx, tokio::time::sleep(pause)).await.is_none() {
+                    return Ok(Made::Ended(record));
+                }
+                ended = Some(record);
+            }
         }
     }
     unreachable!("attempts end before they run out of numbers")
 }
 
-enum Wait {
-    /// Not to be tried again.
-    No,
-    /// Try again after this pause.
-    For(Duration),
-    /// The service asks for a pause that is too long to sit through.
-    TooLong(Duration),
+/// Whether the service turned the request away as a whole, so that nothing was computed and
+/// nothing can be owed.
+fn is_unbilled(result: &Result<Completion>, had_content: bool) -> bool {
+    use ErrorKind as K;
+    let Err(error) = result else { return false };
+    let kinds = [
+        K::RateLimited,
+        K::Quota,
+        K::Auth,
+        K::NotFound,
+        K::InvalidRequest,
+        K::ContextOverflow,
+        K::Unsupported,
+        K::EgressDenied,
+    ];
+    !had_content && kinds.contains(&error.kind())
 }
 
-fn retry_wait(
-    result: &Result<Completion>,
-    record: &ObservationRecord,
-    had_content: bool,
-    key: &Digest,
-    n_ended: u32,
-) -> Wait {
-    let Err(error) = result else { return Wait::No };
-    let group = record.outcome.group();
-    if had_content || !matches!(group, OutcomeGroup::Infrastructure | OutcomeGroup::Local) {
-        return Wait::No;
-    }
-    match error.retry() {
-        Retry::Safe { after } => {
-            let pause = after.unwrap_or_default() + jitter(key, n_ended);
-            match after {
-                Some(after) if after > LONGEST_WAIT => Wait::TooLong(after),
-                _ => Wait::For(pause),
-            }
-        }
-        _ => Wait::No,
-    }
+/// Why a candidate is left alone whose service asks for a long pause, and until when.
+fn parked(after: Duration, said: &str) -> String {
+    let until = jiff::Timestamp::try_from(SystemTime::now() + after)
+        .map(|until| until.strftime("%Y-%m-%d %H:%M UTC").to_string())
+        .unwrap_or_default();
+    format!(
+        "the service asks to wait {} s, until {until} ({said}); continue then with --resume",
+        after.as_secs_f64().ceil()
+    )
 }
 
-/// Full jitter, drawn from the call's key so that a run repeats: uniform below the base doubled
-/// per attempt, at most the cap.
-fn jitter(key: &Digest, n_ended: u32) -> Duration {
-    let ceiling =
-        BACKOFF_BASE.saturating_mul(1 << n_ended.min(10).saturating_sub(1)).min(BACKOFF_CAP);
-    let draw = Digest::of(format!("{key} {n_ended}").as_bytes()).to_string();
-    let draw = u32::from_str_radix(&draw[..8], 16).unwrap_or(u32::MAX);
-    ceiling.mul_f64(f64::from(draw) / f64::from(u32::MAX))
+/// A number in `0.0..=1.0` from the call's key, so that a run repeats.
+fn draw(key: &Digest, n_ended: u32) -> f64 {
+    let digest = Digest::of(format!("{key} {n_ended}").as_bytes()).to_string();
+    f64::from(u32::from_str_radix(&digest[..8], 16).unwrap_or(u32::MAX)) / f64::from(u32::MAX)
 }
 
-fn write_error(error: &crate::runlog::RunLogError) -> Error {
+pub(super) fn write_error(error: &crate::runlog::RunLogError) -> Error {
     Error::new(ErrorKind::Io, format!("the run log cannot be written: {error}"))
 }
 
@@ -199,13 +216,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jitter_is_bounded_and_repeats() {
+    fn draws_repeat_and_differ_by_attempt() {
         let key = Digest::of(b"call");
-        for n in 1..30 {
-            assert!(jitter(&key, n) <= BACKOFF_CAP);
-            assert_eq!(jitter(&key, n), jitter(&key, n));
+        let draws: Vec<f64> = (1..30).map(|n| draw(&key, n)).collect();
+        assert_eq!(draws, (1..30).map(|n| draw(&key, n)).collect::<Vec<_>>());
+        assert!(draws.iter().all(|d| (0.0..=1.0).contains(d)) && draws[0] != draws[1]);
+    }
+
+    #[test]
+    fn a_request_that_was_turned_away_costs_nothing() {
+        let unbilled = |kind, had_content| is_unbilled(&Err(Error::new(kind, "x")), had_content);
+        assert!(unbilled(ErrorKind::RateLimited, false) && unbilled(ErrorKind::Auth, false));
+        assert!(!unbilled(ErrorKind::RateLimited, true));
+        for kind in [ErrorKind::Timeout, ErrorKind::Transport, ErrorKind::ServerError] {
+            assert!(!unbilled(kind, false), "{kind}");
         }
-        assert!(jitter(&key, 1) <= BACKOFF_BASE);
     }
 
     #[test]
@@ -230,25 +255,5 @@ mod tests {
             assert!(is_final(kind, true) && is_final(kind, false), "{kind:?}");
         }
         assert!(is_final(ErrorKind::NotFound, false) && !is_final(ErrorKind::NotFound, true));
-    }
-
-    #[test]
-    fn only_what_is_safe_is_tried_again() {
-        let key = Digest::of(b"call");
-        let wait = |kind, retry, had_content| {
-            let result = Err(Error::new(kind, "x").with_retry(retry));
-            let record = ObservationRecord::new(&result, None, Duration::ZERO, 1);
-            retry_wait(&result, &record, had_content, &key, 1)
-        };
-        let safe = |after| Retry::Safe { after };
-        assert!(matches!(wait(ErrorKind::Overloaded, safe(None), false), Wait::For(_)));
-        assert!(matches!(wait(ErrorKind::Overloaded, safe(None), true), Wait::No));
-        assert!(matches!(wait(ErrorKind::Overloaded, Retry::Never, false), Wait::No));
-        assert!(matches!(wait(ErrorKind::Auth, safe(None), false), Wait::No));
-        let hour = Some(Duration::from_secs(3600));
-        assert!(matches!(wait(ErrorKind::RateLimited, safe(hour), false), Wait::TooLong(_)));
-        let second = Some(Duration::from_secs(1));
-        let Wait::For(pause) = wait(ErrorKind::RateLimited, safe(second), false) else { panic!() };
-        assert!(pause >= Duration::from_secs(1));
     }
 }

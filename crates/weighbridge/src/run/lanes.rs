@@ -6,16 +6,19 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::rc::Rc;
 
-use futures_util::future::{join_all, select};
+use futures_util::future::{Either, join_all, select};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Notify;
 use weighbridge_core::{ErrorKind, Outcome, OutcomeGroup, Placement, Prompt, Result};
 
 use crate::plan::{Plan, max_cost_usd};
 use crate::record::ObservationRecord;
+use crate::retry::Retries;
 use crate::runlog::{self, Digest, RunLogWriter, RunState};
 
+use super::batch;
 use super::calls::{Call, is_final, is_kind, make};
 use super::{CallId, Observer, RunEvent, RunResult, key_of};
 
@@ -42,24 +45,53 @@ pub(super) struct Shared<'a> {
     pub(super) writer: &'a RunLogWriter,
     pub(super) state: &'a RunState,
     pub(super) observer: &'a dyn Observer,
-    result: RefCell<RunResult>,
-    reserved_usd: Cell<f64>,
+    /// Whether a call whose end was never seen is made again.
+    pub(super) resend: bool,
+    pub(super) result: RefCell<RunResult>,
+    pub(super) reserved_usd: Cell<f64>,
     booked: Notify,
+    stopped: Notify,
+    /// Per arm; arms with the same model at the same place share theirs.
+    retries: Vec<Rc<Retries>>,
 }
 
 impl Shared<'_> {
-    fn stop(&self, arm_idx: usize, why: &str) {
+    pub(super) fn stop(&self, arm_idx: usize, why: &str) {
         let name = &self.plan.arms[arm_idx].candidate.name;
         let mut result = self.result.borrow_mut();
         if !result.stopped.iter().any(|(stopped, _)| stopped == name) {
             result.stopped.push((name.clone(), why.to_owned()));
             self.observer.event(RunEvent::ArmStopped { name, why });
         }
+        drop(result);
+        self.stopped.notify_waiters();
     }
 
-    fn is_stopped(&self, arm_idx: usize) -> bool {
+    pub(super) fn is_stopped(&self, arm_idx: usize) -> bool {
         let name = &self.plan.arms[arm_idx].candidate.name;
         self.result.borrow().stopped.iter().any(|(stopped, _)| stopped == name)
+    }
+
+    pub(super) fn retries(&self, arm_idx: usize) -> &Retries {
+        &self.retries[arm_idx]
+    }
+
+    /// What the future comes to, unless the arm is stopped first.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        arm_idx: usize,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut future = pin!(future);
+        loop {
+            let stopped = pin!(self.stopped.notified());
+            if self.is_stopped(arm_idx) {
+                return None;
+            }
+            if let Either::Left((value, _)) = select(future.as_mut(), stopped).await {
+                return Some(value);
+            }
+        }
     }
 
     /// Sets money aside for a call, or says that the cap would be exceeded. While only the calls
@@ -99,6 +131,7 @@ pub(super) async fn run(
     hash: &Digest,
     writer: &RunLogWriter,
     state: &RunState,
+    resend: bool,
     result: RunResult,
     observer: &dyn Observer,
 ) -> Result<RunResult> {
@@ -108,13 +141,18 @@ pub(super) async fn run(
         writer,
         state,
         observer,
+        resend,
         result: RefCell::new(result),
         reserved_usd: Cell::new(0.0),
         booked: Notify::new(),
+        stopped: Notify::new(),
+        retries: retries(plan),
     };
     let mut lanes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (arm_idx, arm) in plan.arms.iter().enumerate() {
         let lane = match &arm.card.placement {
+            // It waits for a vendor's queue, not for a connection or this machine.
+            _ if arm.candidate.batch => format!("batch of {}", arm.candidate.name),
             Placement::Network { host } => host.clone(),
             _ => String::new(),
         };
@@ -131,6 +169,17 @@ pub(super) async fn run(
         lane?;
     }
     Ok(shared.result.into_inner())
+}
+
+fn retries(plan: &Plan) -> Vec<Rc<Retries>> {
+    let mut shared: BTreeMap<(String, &str), Rc<Retries>> = BTreeMap::new();
+    let arms = plan.arms.iter().map(|arm| {
+        let place = format!("{:?}", arm.card.placement);
+        let retries =
+            shared.entry((place, &arm.card.id)).or_insert_with(|| Rc::new(Retries::new()));
+        Rc::clone(retries)
+    });
+    arms.collect()
 }
 
 async fn run_arm(shared: &Shared<'_>, arm_idx: usize) -> Result<()> {
@@ -159,8 +208,21 @@ async fn run_arm(shared: &Shared<'_>, arm_idx: usize) -> Result<()> {
     if !is_remote {
         longest_first(shared, arm_idx, &mut pending);
     }
+    if arm.candidate.batch {
+        batch::run_arm(shared, arm_idx, pending).await?;
+        shared.observer.event(RunEvent::ArmEnded { name });
+        return Ok(());
+    }
     // What failed before comes last: samples that always fail must not stop the others.
     pending.sort_by_key(|id| shared.result.borrow().observations.contains_key(id));
+    let mut pending = pending.into_iter();
+    // The first goes alone: a wrong key or an empty account then costs one request, not several.
+    if is_remote
+        && !streak.has_answered.get()
+        && let Some(first) = pending.next()
+    {
+        one_call(shared, first, &streak).await?;
+    }
     let mut calls = stream::iter(pending)
         .map(|id| one_call(shared, id, &streak))
         .buffer_unordered(arm.concurrency as usize);
@@ -201,14 +263,12 @@ async fn one_call(shared: &Shared<'_>, id: CallId, streak: &Streak) -> Result<()
     };
     let ended = match make(shared, call).await? {
         Made::Ended(record) => record,
-        Made::Parked(record, why) => {
+        Made::Stopped(record, why) => {
             shared.stop(id.arm_idx, &why);
+            let Some(record) = record else { return Ok(()) };
             record
         }
-        Made::Skipped(why) => {
-            shared.stop(id.arm_idx, &why);
-            return Ok(());
-        }
+        Made::Not => return Ok(()),
     };
     let outcome = ended.outcome;
     let message = ended.error.as_ref().map(|e| e.message.clone()).unwrap_or_default();
@@ -260,10 +320,10 @@ async fn one_call(shared: &Shared<'_>, id: CallId, streak: &Streak) -> Result<()
 pub(super) enum Made {
     /// It ended, well or not.
     Ended(Box<ObservationRecord>),
-    /// It ended, but the service wants to be left alone: the candidate's others are not made.
-    Parked(Box<ObservationRecord>, String),
-    /// It was not made, and neither will the candidate's others be.
-    Skipped(String),
+    /// The candidate's other calls are not made, and why. This one may have ended before.
+    Stopped(Option<Box<ObservationRecord>>, String),
+    /// It was not made, because the candidate was stopped.
+    Not,
 }
 
 /// Waits, or less if the future ends first.
@@ -274,7 +334,7 @@ pub(super) async fn with_deadline<T>(
     let future = pin!(future);
     let timer = pin!(tokio::time::sleep(deadline));
     match select(future, timer).await {
-        futures_util::future::Either::Left((value, _)) => Some(value),
-        futures_util::future::Either::Right(_) => None,
+        Either::Left((value, _)) => Some(value),
+        Either::Right(_) => None,
     }
 }

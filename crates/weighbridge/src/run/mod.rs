@@ -1,5 +1,6 @@
 //! Carries a plan out: every call logged before it is made and before anyone is told of its end.
 
+mod batch;
 mod calls;
 mod lanes;
 
@@ -56,6 +57,35 @@ pub enum RunEvent<'a> {
         name: &'a str,
         /// Why, and what helps.
         why: &'a str,
+    },
+    /// A batch job is at a vendor, handed in by this process or an earlier one.
+    JobSubmitted {
+        /// The candidate.
+        name: &'a str,
+        /// The vendor's id of the job.
+        job_id: &'a str,
+        /// Calls in it.
+        n_calls: usize,
+    },
+    /// A vendor was asked how its batch job stands.
+    JobPolled {
+        /// The candidate.
+        name: &'a str,
+        /// The vendor's id of the job.
+        job_id: &'a str,
+        /// Calls that the vendor has finished, as far as it tells.
+        n_done: u64,
+        /// Calls in it.
+        n_total: u64,
+        /// When it is asked again.
+        pause: std::time::Duration,
+    },
+    /// Something about a candidate that is worth knowing and stops nothing.
+    Remark {
+        /// The candidate.
+        name: &'a str,
+        /// In words.
+        text: &'a str,
     },
     /// A candidate's calls are through.
     ArmEnded {
@@ -165,6 +195,7 @@ pub fn run(plan: &Plan, dir: &Path, start: &Start, observer: &dyn Observer) -> R
                     &hash,
                     &writer,
                     &opened.state,
+                    opened.resend,
                     result,
                     observer,
                 )))
@@ -405,6 +436,10 @@ fn replay(
             continue;
         }
         let Some(call) = state.call(&key_of(plan, hash, id)) else { continue };
+        if call.open_job().is_some() && !is_sealed {
+            // Its job may still be at work.
+            continue;
+        }
         if is_open(call) && (is_sealed || !opened.resend) {
             let record = ObservationRecord::without_call(
                 Outcome::UnknownOutcome,

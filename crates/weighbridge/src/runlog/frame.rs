@@ -38,6 +38,8 @@ pub enum RecordType {
     Seal,
     /// 7: reserved for signed checkpoints. Nothing writes it yet.
     Checkpoint,
+    /// 8: a vendor took a batch job.
+    Job,
     /// Any other number.
     Unknown(u8),
 }
@@ -53,6 +55,7 @@ impl RecordType {
             Self::Mark => 5,
             Self::Seal => 6,
             Self::Checkpoint => 7,
+            Self::Job => 8,
             Self::Unknown(number) => number,
         }
     }
@@ -67,6 +70,7 @@ impl RecordType {
             5 => Self::Mark,
             6 => Self::Seal,
             7 => Self::Checkpoint,
+            8 => Self::Job,
             other => Self::Unknown(other),
         }
     }

@@ -49,8 +49,8 @@ pub use self::frame::{
 pub use self::merkle::{RootHasher, leaf_hash};
 pub use self::options::WriterOptions;
 pub use self::payload::{
-    IntentRecord, MarkRecord, NoteRecord, OutcomeRecord, PAYLOAD_SCHEMA, Placement, Record,
-    RunRecord, SealRecord,
+    IntentRecord, JobRecord, MarkRecord, NoteRecord, OutcomeRecord, PAYLOAD_SCHEMA, Placement,
+    Record, RunRecord, SealRecord,
 };
 pub use self::reader::{LogSummary, RunLogReader, StoredRecord};
 pub use self::replay::{

@@ -28,6 +28,8 @@ pub enum Record {
     Mark(MarkRecord),
     /// Closed in good order.
     Seal(SealRecord),
+    /// A vendor took a batch job.
+    Job(JobRecord),
     /// An optional record of a type this program does not know.
     Unknown {
         /// Number of the record type.
@@ -80,6 +82,21 @@ pub struct IntentRecord {
     /// The most this attempt can cost, in US dollars. Counts as spent when the outcome is never known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price_cap_usd: Option<f64>,
+    /// Label of the batch job that the call is part of; `None` for a call of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+}
+
+/// A vendor took a batch job. Its calls are the intents that name its label; one whose label has
+/// no such record may or may not have been handed in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Our label of the job.
+    pub label: String,
+    /// The vendor's id of it.
+    pub job_id: String,
+    /// The candidate whose calls it holds.
+    pub candidate: String,
 }
 
 /// A call ended, well or not.
@@ -135,6 +152,7 @@ impl Record {
             Self::Note(_) => RecordType::Note,
             Self::Mark(_) => RecordType::Mark,
             Self::Seal(_) => RecordType::Seal,
+            Self::Job(_) => RecordType::Job,
             Self::Unknown { record_type } => RecordType::Unknown(*record_type),
         }
     }
@@ -165,6 +183,7 @@ impl Record {
             Self::Note(payload) => serde_json::to_vec(payload),
             Self::Mark(payload) => serde_json::to_vec(payload),
             Self::Seal(payload) => serde_json::to_vec(payload),
+            Self::Job(payload) => serde_json::to_vec(payload),
             Self::Unknown { record_type } => {
                 return Err(format!("record type {record_type} is not known"));
             }
@@ -180,6 +199,7 @@ impl Record {
             RecordType::Note => serde_json::from_slice(payload).map(Self::Note),
             RecordType::Mark => serde_json::from_slice(payload).map(Self::Mark),
             RecordType::Seal => serde_json::from_slice(payload).map(Self::Seal),
+            RecordType::Job => serde_json::from_slice(payload).map(Self::Job),
             RecordType::Checkpoint | RecordType::Unknown(_) => {
                 Ok(Self::Unknown { record_type: record_type.number() })
             }
@@ -220,5 +240,5 @@ macro_rules! into_record {
 }
 into_record!(
     RunRecord => Run, IntentRecord => Intent, OutcomeRecord => Outcome, NoteRecord => Note, MarkRecord => Mark,
-    SealRecord => Seal
+    SealRecord => Seal, JobRecord => Job
 );

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::digest::Digest;
 use super::payload::{
-    IntentRecord, NoteRecord, OutcomeRecord, Placement, Record, RunRecord, SealRecord,
+    IntentRecord, JobRecord, NoteRecord, OutcomeRecord, Placement, Record, RunRecord, SealRecord,
 };
 
 /// One attempt of a call.
@@ -39,6 +39,12 @@ impl CallState {
     /// Number of the next attempt, from 1.
     pub fn next_attempt(&self) -> u32 {
         self.attempts.last().map_or(1, |last| last.intent.attempt.saturating_add(1))
+    }
+
+    /// Label of the batch job that the last attempt is part of, while that has no outcome.
+    pub fn open_job(&self) -> Option<&str> {
+        let last = self.attempts.last().filter(|last| last.outcome.is_none())?;
+        last.intent.job.as_deref()
     }
 
     fn n_outcomes(&self) -> usize {
@@ -114,6 +120,7 @@ pub struct ResumePlan {
 pub struct RunState {
     run: Option<RunRecord>,
     calls: BTreeMap<Digest, CallState>,
+    jobs: BTreeMap<String, JobRecord>,
     notes: Vec<(u64, NoteRecord)>,
     erased: BTreeSet<Digest>,
     seal: Option<SealRecord>,
@@ -165,6 +172,11 @@ impl RunState {
             })
             .filter_map(|attempt| attempt.intent.price_cap_usd)
             .sum()
+    }
+
+    /// The batch job with this label, if a vendor is known to have taken it.
+    pub fn job(&self, label: &str) -> Option<&JobRecord> {
+        self.jobs.get(label)
     }
 
     /// Every note with its sequence number.
@@ -266,6 +278,7 @@ impl RunState {
             }
             Record::Intent(intent) => self.check_intent(intent),
             Record::Outcome(outcome) => self.check_outcome(outcome),
+            Record::Job(job) => self.check_job(job),
             _ => Ok(()),
         }
     }
@@ -326,6 +339,18 @@ impl RunState {
         }
     }
 
+    fn check_job(&self, job: &JobRecord) -> Result<(), String> {
+        let JobRecord { label, job_id, .. } = job;
+        if let Some(known) = self.jobs.get(label) {
+            let known = &known.job_id;
+            return Err(format!("job `{label}` is `{known}` already; it cannot be `{job_id}` too"));
+        }
+        if !self.attempts().any(|attempt| attempt.intent.job.as_ref() == Some(label)) {
+            return Err(format!("job `{label}` has no intents; append them first"));
+        }
+        Ok(())
+    }
+
     /// Adds a record. One that breaks an invariant is listed and has no other effect, so a first final outcome stays.
     pub(super) fn apply(&mut self, seq: u64, record: &Record) {
         let checked = self.check(record);
@@ -353,6 +378,9 @@ impl RunState {
                 let attempt =
                     attempts.into_iter().flatten().find(|a| a.intent.attempt == outcome.attempt);
                 attempt.expect("check found the attempt").outcome = Some((seq, outcome.clone()));
+            }
+            Record::Job(job) => {
+                self.jobs.insert(job.label.clone(), job.clone());
             }
             Record::Note(note) => {
                 self.erased.extend(note.erased_digest());

@@ -64,6 +64,7 @@ fn intent(sample: usize, attempt: u32, placement: Placement) -> IntentRecord {
         request_digest: Digest::of(format!("request {sample}").as_bytes()),
         placement,
         price_cap_usd: (placement == Placement::Remote).then_some(0.25),
+        job: None,
     }
 }
 

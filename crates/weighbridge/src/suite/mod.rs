@@ -180,6 +180,9 @@ pub struct Candidate {
     /// Calls at once, at most what the backend allows. Default 4.
     #[serde(default)]
     pub concurrency: Option<u32>,
+    /// Ask through the vendor's batch jobs: cheaper, and answered within a day.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub batch: bool,
     /// Only there for a control: takes no part in the verdict.
     #[serde(default)]
     pub control_only: bool,
@@ -197,6 +200,9 @@ pub struct Price {
     /// USD per million cached prompt tokens; absent: as other prompt tokens, never free.
     #[serde(default)]
     pub cached_input_per_million: Option<f64>,
+    /// What a token costs in a batch job, as a share of these prices; absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_factor: Option<f64>,
     /// USD per month that are paid whatever is used, such as the share of a machine.
     #[serde(default)]
     pub fixed_per_month: f64,
@@ -292,11 +298,24 @@ pub struct RunSettings {
     pub spend_cap_usd: f64,
     /// No outward client can be built. Default false.
     pub offline: bool,
+    /// Longest pause between two questions how a batch job stands, in seconds. Default 60.
+    pub batch_poll_s: f64,
+    /// Hours that batch jobs are waited for; a resume waits on. Default 25: the vendors promise
+    /// 24.
+    pub batch_wait_h: f64,
 }
 
 impl Default for RunSettings {
     fn default() -> Self {
-        Self { repeats: 1, timeout_s: 120.0, max_attempts: 3, spend_cap_usd: 5.0, offline: false }
+        Self {
+            repeats: 1,
+            timeout_s: 120.0,
+            max_attempts: 3,
+            spend_cap_usd: 5.0,
+            offline: false,
+            batch_poll_s: 60.0,
+            batch_wait_h: 25.0,
+        }
     }
 }
 

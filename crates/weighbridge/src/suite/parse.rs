@@ -139,6 +139,12 @@ fn check(suite: &Suite) -> Result<(), String> {
                     return Err(format!("candidate `{name}`: price.{key} is {value}"));
                 }
             }
+            if price.batch_factor.is_some_and(|factor| !(factor > 0.0 && factor <= 1.0)) {
+                return Err(format!(
+                    "candidate `{name}`: price.batch_factor must be above 0 and at most 1, such as \
+                     0.5 for half the price"
+                ));
+            }
             if !is_date(&price.as_of) {
                 return Err(format!(
                     "candidate `{name}`: price.as_of is {:?}; write YYYY-MM-DD",
@@ -213,6 +219,18 @@ fn check(suite: &Suite) -> Result<(), String> {
     }
     if !(r.timeout_s.is_finite() && r.timeout_s > 0.0 && r.timeout_s <= 86_400.0) {
         return Err(format!("run.timeout_s is {}; it must be above 0", r.timeout_s));
+    }
+    if !(r.batch_poll_s > 0.0 && r.batch_poll_s <= 3600.0) {
+        return Err(format!(
+            "run.batch_poll_s is {}; it must be above 0 and at most 3600",
+            r.batch_poll_s
+        ));
+    }
+    if !(r.batch_wait_h > 0.0 && r.batch_wait_h <= 24.0 * 30.0) {
+        return Err(format!(
+            "run.batch_wait_h is {}; it must be above 0 and at most 720",
+            r.batch_wait_h
+        ));
     }
     if !(r.spend_cap_usd.is_finite() && r.spend_cap_usd >= 0.0) {
         return Err(format!("run.spend_cap_usd is {}; it must be 0 or more", r.spend_cap_usd));

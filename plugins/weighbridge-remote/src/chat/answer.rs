@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use weighbridge_core::{Error, ErrorKind, Request, RequestOption, Result, Retry, StopReason};
+use weighbridge_core::{Error, ErrorKind, Request, Result, Retry, StopReason};
 
-use super::tokens;
 use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
-use crate::failure;
 use crate::sse::Frame;
 use crate::wire::{Decode, Flow};
+use crate::{failure, logprobs, usage};
 
 /// Fields of a chunk or document that are read, or that carry nothing.
 const KNOWN_FIELDS: [&str; 9] = [
@@ -53,16 +52,17 @@ pub(super) struct ChatAnswer {
     /// Something came before it that says what the model did.
     has_choices_field: bool,
     is_refusal: bool,
-    asked_logprobs: Option<u8>,
-    wishes_logprobs: bool,
+    n_top: u8,
     calls: Vec<Call>,
+    /// The last call of each index of the wire.
+    call_slots: BTreeMap<u64, usize>,
+    n_begun: usize,
     other_fields: Map<String, Value>,
 }
 
 /// A tool call in the making; its position is its index in the emitter once it has begun.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Call {
-    wire_index: u64,
     id: String,
     name: String,
     /// Arguments that came before the name.
@@ -78,9 +78,10 @@ impl ChatAnswer {
             is_done: false,
             has_choices_field: false,
             is_refusal: false,
-            asked_logprobs: request.logprobs,
-            wishes_logprobs: request.wishes.contains(&RequestOption::Logprobs),
+            n_top: request.logprobs.unwrap_or(0),
             calls: Vec::new(),
+            call_slots: BTreeMap::new(),
+            n_begun: 0,
             other_fields: Map::new(),
         }
     }
@@ -127,8 +128,7 @@ impl ChatAnswer {
             }
         }
         if let Some(usage) = fields.get("usage").filter(|usage| usage.is_object()) {
-            let has_output = out.has_content();
-            let usage = tokens::usage(usage, has_output, out);
+            let usage = usage::read(usage, &usage::CHAT, out);
             out.usage(usage);
         }
         Ok(())
@@ -150,7 +150,9 @@ impl ChatAnswer {
         } else {
             self.message(fields, finished, out)?;
             if let Some(raw) = fields.get("logprobs").filter(|_| !finished) {
-                out.tokens(tokens::logprobs(raw));
+                for name in ["content", "refusal"] {
+                    out.tokens(logprobs::tokens(&raw[name], self.n_top));
+                }
             }
             for (name, value) in fields {
                 if !KNOWN_CHOICE_FIELDS.contains(&name.as_str())
@@ -264,7 +266,7 @@ impl ChatAnswer {
             other => other.to_string(),
         };
         // Another id under the same index is another call: some servers count wrongly.
-        let known = self.calls.iter().rposition(|call| call.wire_index == wire_index);
+        let known = self.call_slots.get(&wire_index).copied();
         let slot = match known {
             Some(slot)
                 if id.is_empty() || self.calls[slot].id.is_empty() || self.calls[slot].id == id =>
@@ -272,17 +274,11 @@ impl ChatAnswer {
                 slot
             }
             _ => {
-                self.calls.push(Call {
-                    wire_index,
-                    id: String::new(),
-                    name: String::new(),
-                    early_args: String::new(),
-                    position: None,
-                });
+                self.calls.push(Call::default());
+                self.call_slots.insert(wire_index, self.calls.len() - 1);
                 self.calls.len() - 1
             }
         };
-        let next_position = self.n_begun();
         let call = &mut self.calls[slot];
         if call.id.is_empty() {
             call.id = id.to_owned();
@@ -295,21 +291,16 @@ impl ChatAnswer {
             None => {
                 call.early_args.push_str(&args);
                 if !call.name.is_empty() && !call.id.is_empty() {
-                    call.begin(next_position, out);
+                    call.begin(self.n_begun, out);
+                    self.n_begun += 1;
                 }
             }
         }
     }
 
-    fn n_begun(&self) -> usize {
-        self.calls.iter().filter(|call| call.position.is_some()).count()
-    }
-
     fn end_calls(&mut self, out: &mut Emitter<'_>) {
-        for slot in 0..self.calls.len() {
-            if self.calls[slot].position.is_none() {
-                let position = self.n_begun();
-                let call = &mut self.calls[slot];
+        for (slot, call) in self.calls.iter_mut().enumerate() {
+            if call.position.is_none() {
                 if call.id.is_empty() {
                     call.id = format!("call_{slot}");
                     out.warning("tool_call_without_id: an id was made up");
@@ -317,28 +308,13 @@ impl ChatAnswer {
                 if call.name.is_empty() {
                     out.warning("tool_call_without_name");
                 }
-                call.begin(position, out);
+                call.begin(self.n_begun, out);
+                self.n_begun += 1;
             }
         }
-        for position in 0..self.calls.len() {
+        for position in 0..self.n_begun {
             out.tool_end(position);
         }
-    }
-
-    /// Logprobs that were asked for and did not come are an option that was not honoured.
-    fn check_logprobs(&self, out: &mut Emitter<'_>) -> Result<()> {
-        let Some(asked) = self.asked_logprobs else { return Ok(()) };
-        if out.has_logprobs() || !out.has_text() {
-            return Ok(());
-        }
-        if self.wishes_logprobs {
-            out.warning("logprobs_missing: the server sent none");
-            return Ok(());
-        }
-        Err(Error::unsupported(
-            "logprobs",
-            format!("{asked} were asked for and the server sent its answer without any"),
-        ))
     }
 }
 
@@ -428,7 +404,6 @@ impl Decode for ChatAnswer {
                 StopReason::Other
             }
         };
-        self.check_logprobs(out)?;
         Ok(Ending { stop_reason, raw })
     }
 }

@@ -245,7 +245,7 @@ mod tests {
 
     fn body(options: Value, request: &Request) -> Result<String> {
         let wire = wire(options);
-        let dropped = wire.capabilities().check(request)?;
+        let dropped = wire.capabilities("m").check(request)?;
         let body = wire.body("m", request, &dropped)?;
         Ok(serde_json::to_string_pretty(&body).unwrap())
     }

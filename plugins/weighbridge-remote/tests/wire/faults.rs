@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use weighbridge_core::{BackendExt, Completion, ErrorKind, Outcome, Request, Result, Retry};
 
-use crate::player::{Act, Player, answer, json as json_answer, send, sse_head};
 use crate::support::{CANARY, ask, assert_no_canary, open, try_open};
+use weighbridge_testkit::player::{Act, Player, answer, json as json_answer, send, sse_head};
 
 fn refusal(status: &str, headers: &str, body: &str) -> weighbridge_core::Error {
     let headers = format!("content-type: application/json\r\n{headers}");
     let player = Player::one(vec![answer(status, &headers, body)]);
     let error = open(&player, json!({})).complete_blocking(&Request::user("Hi")).unwrap_err();
-    assert_eq!(player.seen().len(), 1, "one request, no retries here");
-    assert_eq!(player.seen()[0].header("authorization").unwrap(), format!("Bearer {CANARY}"));
+    assert_eq!(player.journal().len(), 1, "one request, no retries here");
+    assert_eq!(player.journal()[0].header("authorization").unwrap(), format!("Bearer {CANARY}"));
     assert_no_canary(&error);
     error
 }
@@ -166,7 +166,7 @@ fn row_10_html_with_status_200_is_no_empty_answer() {
 fn row_12_redirects_are_not_followed_and_the_key_stays() {
     for status in ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
         let other = Player::one(vec![json_answer("200 OK", "{}")]);
-        let headers = format!("location: http://{}/v1?key=secret\r\n", other.addr);
+        let headers = format!("location: http://{}/v1?key=secret\r\n", other.address());
         let player = Player::one(vec![answer(status, &headers, "")]);
         let error = open(&player, json!({})).complete_blocking(&Request::user("Hi")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Transport, "{status}");
@@ -176,7 +176,7 @@ fn row_12_redirects_are_not_followed_and_the_key_stays() {
         let same = format!("location: {}/other\r\n", player.url());
         let player = Player::one(vec![answer(status, &same, "")]);
         open(&player, json!({})).complete_blocking(&Request::user("Hi")).unwrap_err();
-        assert_eq!(player.seen().len(), 1);
+        assert_eq!(player.journal().len(), 1);
     }
 }
 
@@ -204,7 +204,7 @@ fn row_13_what_cannot_be_reached_says_where_and_why() {
 #[test]
 fn row_14_tls_fails_closed() {
     let plain = Player::one(vec![send("HTTP/1.1 400 Bad Request\r\n\r\n")]);
-    let url = format!("https://{}/v1#m", plain.addr);
+    let url = format!("https://{}/v1#m", plain.address());
     let backend =
         try_open(&url, json!({"api_key_env": "CANARY_KEY", "connect_timeout_s": 1})).unwrap();
     let error = backend.complete_blocking(&Request::user("Hi")).unwrap_err();
@@ -218,14 +218,15 @@ fn row_18_compressed_bodies_are_refused() {
     let player = Player::one(vec![answer("200 OK", headers, "\x1f")]);
     let error = open(&player, json!({})).complete_blocking(&Request::user("Hi")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transport);
-    assert_eq!(player.seen()[0].header("accept-encoding").as_deref(), Some("identity"));
+    assert_eq!(player.journal()[0].header("accept-encoding").as_deref(), Some("identity"));
 }
 
 /// A call ends at its deadline, not before, and at most 100 ms after. The machine may be busy with
 /// other tests, so the upper bound has three tries.
 #[track_caller]
 fn assert_ends_in_time(script: Vec<Act>, options: serde_json::Value, millis: u64, phase: &str) {
-    let backend = open(&Player::one(script), options);
+    let player = Player::one(script);
+    let backend = open(&player, options);
     let deadline = Duration::from_millis(millis);
     let tries: Vec<Duration> = (0..3)
         .map(|_| {
@@ -277,7 +278,8 @@ fn row_16_39_deadlines_hold_under_every_kind_of_slowness() {
     );
     // An error whose body never ends is still the error that its status says.
     let script = vec![send("HTTP/1.1 401 Nope\r\ncontent-length: 99\r\n\r\nxx"), Act::AwaitClose];
-    let backend = open(&Player::one(script), json!({"timeout_s": 0.4}));
+    let player = Player::one(script);
+    let backend = open(&player, json!({"timeout_s": 0.4}));
     assert_eq!(
         backend.complete_blocking(&Request::user("Hi")).unwrap_err().kind(),
         ErrorKind::Auth
@@ -305,7 +307,8 @@ fn row_40_lines_and_bodies_without_end_are_capped() {
 fn calls_above_the_limit_wait_their_turn() {
     let body = r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#;
     let script = vec![Act::Wait(Duration::from_millis(100)), json_answer("200 OK", body)];
-    let backend = open(&Player::one(script), json!({"max_concurrency": 2}));
+    let player = Player::one(script);
+    let backend = open(&player, json!({"max_concurrency": 2}));
     assert_eq!(backend.capabilities().max_concurrency, Some(2));
     let start = Instant::now();
     let queues: Vec<Duration> = std::thread::scope(|scope| {

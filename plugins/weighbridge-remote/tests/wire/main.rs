@@ -5,6 +5,5 @@
 
 mod faults;
 mod opening;
-mod player;
 mod streams;
 mod support;

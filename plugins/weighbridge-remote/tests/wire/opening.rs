@@ -9,8 +9,8 @@ use weighbridge_core::{
 };
 use weighbridge_remote::{Remote, Vendor, plugin};
 
-use crate::player::{Player, answer, json as json_answer};
 use crate::support::{CANARY, Ledger, assert_no_canary, context, open, try_open};
+use weighbridge_testkit::player::{Player, answer, json as json_answer};
 
 const ANSWER: &str = r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}"#;
 
@@ -74,10 +74,10 @@ fn every_exchange_is_in_the_ledger() {
         block_on(Remote::new(Vendor::OpenAiCompatible).open(&reference(&player.url()), &context))
             .unwrap();
     backend.complete_blocking(&Request::user("Hi")).unwrap();
-    let n_sent = player.seen()[1].body.len() as u64;
+    let n_sent = player.journal()[1].body.len() as u64;
     let entries = ledger.0.lock().unwrap();
     assert_eq!(entries.len(), 2);
-    assert!(entries.iter().all(|e| e.is_loopback && e.host == player.addr.to_string()));
+    assert!(entries.iter().all(|e| e.is_loopback && e.host == player.address().to_string()));
     assert_eq!((entries[0].n_bytes_sent, entries[1].n_bytes_sent), (0, n_sent));
     assert_eq!(entries[1].n_bytes_received, ANSWER.len() as u64);
 }
@@ -90,7 +90,7 @@ fn a_model_need_not_be_named_where_there_is_one() {
     assert_eq!((card.id.as_str(), card.n_ctx), ("only", Some(512)));
     assert_eq!(card.placement, Placement::LocalServer { verified: true });
     assert_eq!(card.weights, Weights::Unknown);
-    assert_eq!(player.seen()[0].head.lines().next(), Some("GET /v1/models HTTP/1.1"));
+    assert_eq!(player.journal()[0].head.lines().next(), Some("GET /v1/models HTTP/1.1"));
 
     let error = try_open(&listing(&["a", "b"]).url(), json!({})).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -116,7 +116,8 @@ fn servers_are_listed_and_probed() {
 
     let probe = |url: &str| block_on(provider.probe(&reference(url), &context));
     assert_eq!(probe(&listing(&["a"]).url()), Probe::Yes);
-    assert_eq!(probe(&format!("{}#x", listing(&["a", "b"]).url())), Probe::Yes);
+    let two = listing(&["a", "b"]);
+    assert_eq!(probe(&format!("{}#x", two.url())), Probe::Yes);
     assert!(matches!(probe(&listing(&["a", "b"]).url()), Probe::No { .. }));
     let unlisted = Player::one(vec![answer("404 Not Found", "", "")]);
     assert_eq!(probe(&format!("{}#x", unlisted.url())), Probe::Yes);
@@ -145,10 +146,10 @@ fn a_key_is_sent_only_where_one_is_named() {
     let player = Player::one(vec![json_answer("200 OK", ANSWER)]);
     let backend = try_open(&format!("{}#m", player.url()), json!({})).unwrap();
     backend.complete_blocking(&Request::user("Hi")).unwrap();
-    assert_eq!(player.seen()[0].header("authorization"), None);
+    assert_eq!(player.journal()[0].header("authorization"), None);
     let backend = open(&player, json!({}));
     backend.complete_blocking(&Request::user("Hi")).unwrap();
-    assert_eq!(player.seen()[1].header("authorization").unwrap(), format!("Bearer {CANARY}"));
+    assert_eq!(player.journal()[1].header("authorization").unwrap(), format!("Bearer {CANARY}"));
     assert!(!format!("{backend:?} {backend:#?}").contains("canary"));
 }
 
@@ -157,8 +158,8 @@ fn the_request_on_the_wire() {
     let player = Player::one(vec![json_answer("200 OK", ANSWER)]);
     let backend = open(&player, json!({}));
     backend.complete_blocking(&Request::user("Hi").with_max_tokens(5).with_stop("\n")).unwrap();
-    let seen = &player.seen()[0];
-    let head = seen.head.replace(&player.addr.to_string(), "ADDR").replace(CANARY, "KEY");
+    let seen = &player.journal()[0];
+    let head = seen.head.replace(&player.address().to_string(), "ADDR").replace(CANARY, "KEY");
     let mut lines: Vec<&str> = head.trim_end().lines().collect();
     lines[1..].sort_unstable();
     insta::assert_snapshot!(format!("{}\n\n{}", lines.join("\n"), seen.body), @r#"

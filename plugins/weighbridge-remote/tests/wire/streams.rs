@@ -8,8 +8,10 @@ use weighbridge_core::{
     StopReason, StopSink, block_on,
 };
 
-use crate::player::{Act, Player, chunked, json as json_answer, send, sse_head, stream};
 use crate::support::{ask, open, transcript};
+use weighbridge_testkit::player::{
+    Act, Player, chunked, json as json_answer, send, sse_head, stream,
+};
 
 fn event(value: Value) -> String {
     format!("data: {value}\n\n")
@@ -113,7 +115,7 @@ fn row_26_to_29_every_split_over_a_socket_gives_the_same_events() {
     for i in 1..n {
         assert_eq!(transcript(&*backend, &request), expected, "split {i}");
     }
-    assert_eq!(player.seen().len(), n);
+    assert_eq!(player.journal().len(), n);
 }
 
 #[test]
@@ -144,7 +146,8 @@ fn row_23_a_clean_end_at_every_byte_is_never_a_short_answer() {
         + whole[whole.find("\"stop\"").unwrap()..].find("\n\n").unwrap()
         + 2;
     let scripts = (0..=bytes.len()).map(|n| stream(&bytes[..n])).collect();
-    let backend = open(&Player::start(scripts), json!({}));
+    let player = Player::start(scripts);
+    let backend = open(&player, json!({}));
     for n in 0..=bytes.len() {
         let result = backend.complete_blocking(&Request::user("Hi"));
         if n < finish_end {
@@ -426,14 +429,16 @@ fn log_probabilities_come_with_their_alternatives_or_are_an_error() {
     ]
     .concat();
     let request = Request::user("Hi").with_logprobs(2);
-    let backend = open(&Player::one(stream(&body)), json!({}));
+    let player = Player::one(stream(&body));
+    let backend = open(&player, json!({}));
     let tokens = backend.complete_blocking(&request).unwrap().logprobs.unwrap();
     assert_eq!(tokens[0].logprob, Some(-0.5));
     assert_eq!(tokens[0].rank, Some(1));
     assert_eq!(tokens[0].top.len(), 2);
     assert!(backend.complete_blocking(&Request::user("Hi")).unwrap().logprobs.is_none());
 
-    let backend = open(&Player::one(stream(whole())), json!({}));
+    let player = Player::one(stream(whole()));
+    let backend = open(&player, json!({}));
     let error = backend.complete_blocking(&request).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert_eq!(error.context("option"), Some("logprobs"));
@@ -459,7 +464,7 @@ fn connections_are_used_again() {
         backend.complete_blocking(&Request::user("Hi")).unwrap();
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(player.seen().len(), 20);
+    assert_eq!(player.journal().len(), 20);
     assert!(player.n_connections() <= 3, "{} connections", player.n_connections());
 }
 
@@ -489,7 +494,7 @@ fn row_41_a_stop_or_a_drop_closes_the_connection_within_a_second() {
             let mut cx = std::task::Context::from_waker(waker);
             let next = futures_util::StreamExt::next(&mut stream);
             assert!(std::pin::pin!(next).poll(&mut cx).is_pending());
-            while player.seen().is_empty() {
+            while player.journal().is_empty() {
                 std::thread::yield_now();
             }
         }

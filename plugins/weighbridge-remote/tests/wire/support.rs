@@ -11,7 +11,7 @@ use weighbridge_core::{
 };
 use weighbridge_remote::{Remote, Vendor};
 
-use crate::player::{Act, Player};
+use weighbridge_testkit::player::{Act, Player};
 
 pub(crate) const CANARY: &str = "sk-canary/7f+3e\"9";
 

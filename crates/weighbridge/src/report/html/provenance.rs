@@ -66,7 +66,13 @@ fn card(candidate: &CandidateReport) -> Element {
         .with(row("Settings", settings(candidate)))
         .with(row("In effect", effective(candidate)))
         .with((!candidate.warnings.is_empty()).then(|| row("Warnings", warnings(candidate))))
-        .with(row("Calls at once", whole(candidate.concurrency.into())))
+        .with(row(
+            "Calls at once",
+            match candidate.is_batch {
+                true => "in batch jobs".into(),
+                false => whole(candidate.concurrency.into()),
+            },
+        ))
         .with(candidate.stopped.as_ref().map(|why| {
             row("Broken off", format!("{why}; {} not made", counted(candidate.n_not_run, "call")))
         }));

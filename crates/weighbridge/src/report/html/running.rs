@@ -71,12 +71,13 @@ fn latency_table(report: &Report, candidates: &[&CandidateReport]) -> Element {
     };
     for candidate in candidates {
         let Some(l) = &candidate.latency else {
-            let cells = ["not measured"; 1].map(Markup::from).into_iter();
+            let (why, at_once) = match candidate.is_batch {
+                true => ("batch", dash()),
+                false => ("not measured", whole(candidate.concurrency.into()).into()),
+            };
             let empty = std::iter::repeat_with(dash).take(5);
-            table.row(
-                candidate_label(candidate),
-                cells.chain(empty).chain([whole(candidate.concurrency.into()).into()]),
-            );
+            let cells = [Markup::from(why)].into_iter().chain(empty).chain([at_once]);
+            table.row(candidate_label(candidate), cells);
             continue;
         };
         table.row(

@@ -66,6 +66,7 @@ fn records_that_break_an_invariant_are_refused_without_harm() {
         (outcome_job(1, 2, false), "append the intent first"),
         (job(worthless), "not an amount of money"),
         (job(run_record()), "one RUN record"),
+        (job(batch_job("stranger")), "has no intents"),
         (job(SealRecord { outcomes: 0, root: Digest::ZERO }), "by the log itself"),
         (job(NoteRecord::new("erased", "", serde_json::Value::Null)), "choose another kind"),
         (job(outcome(1, 1, false)), "append the body with the record"),
@@ -82,6 +83,37 @@ fn records_that_break_an_invariant_are_refused_without_harm() {
     let reader = open(&disk);
     assert_eq!(reader.state().n_outcomes(), 2);
     assert_eq!(reader.state().violations(), &[] as &[String]);
+}
+
+fn batch_job(label: &str) -> JobRecord {
+    JobRecord {
+        label: label.to_owned(),
+        job_id: format!("batch_{label}"),
+        candidate: "open".to_owned(),
+    }
+}
+
+#[test]
+fn calls_of_a_batch_job_are_found_by_its_label() {
+    let disk = FaultDisk::new();
+    let mut core = create(&disk, small());
+    for sample in 0..2 {
+        let mut intent = intent(sample, 1, Placement::Remote);
+        intent.job = Some("part-1".to_owned());
+        commit(&mut core, &[job(intent)]);
+    }
+    commit(&mut core, &[job(batch_job("part-1"))]);
+    commit(&mut core, &[outcome_job(0, 1, true)]);
+    let error = core.commit(&[job(batch_job("part-1"))]).remove(0).unwrap_err();
+    assert!(error.to_string().contains("`batch_part-1` already"), "{error}");
+    drop(core);
+    let core = resume(&disk).unwrap();
+    let state = core.state();
+    assert_eq!(state.job("part-1"), Some(&batch_job("part-1")));
+    assert_eq!(state.job("part-2"), None);
+    // The first has its outcome; the second is still in the job.
+    let open = |sample| state.call(&key(sample)).unwrap().open_job();
+    assert_eq!((open(0), open(1)), (None, Some("part-1")));
 }
 
 #[test]
