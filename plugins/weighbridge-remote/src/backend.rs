@@ -155,7 +155,8 @@ impl RemoteBackend {
                     return Ok(());
                 }
                 if flow == Flow::End {
-                    if input.iter().any(|b| !matches!(b, b'\r' | b'\n')) {
+                    // Comments may follow; another event may not.
+                    if !matches!(parser.next(&mut input), Ok(None)) {
                         out.warning("data_after_done: data after [DONE] was ignored");
                     } else {
                         exchange.finish();
