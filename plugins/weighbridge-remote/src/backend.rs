@@ -240,10 +240,9 @@ impl RemoteBackend {
                     return Ok(());
                 }
                 if flow == Flow::End {
-                    if input.iter().any(|b| !matches!(b, b'\r' | b'\n')) {
-                        out.warning(
-                            "data_after_done: data after the end of the answer was ignored",
-                        );
+                    // Comments may follow; another event may not.
+                    if !matches!(parser.next(&mut input), Ok(None)) {
+                        out.warning("data_after_done: data after the end of the answer was ignored");
                     } else {
                         exchange.finish();
                     }

@@ -91,8 +91,7 @@ impl Wire {
             Self::Messages => ("anthropic", "v1"),
             Self::Gemini => ("gemini", "v1beta"),
         };
-        let mut all =
-            json!({"base_url": format!("{origin}/{version}"), "api_key_env": "CANARY_KEY"});
+        let mut all = json!({"base_url": format!("{origin}/{version}"), "api_key_env": "CANARY_KEY", "timeout_s": 10});
         if provider == "openai" {
             all["api"] = self.name().into();
         }

@@ -17,6 +17,9 @@ use crate::bench::Wire;
 
 /// Streams at once, over all wires.
 const N_STREAMS: usize = 256;
+/// The memory of all of it, of the server too.
+#[cfg(target_os = "linux")]
+const MAX_MIB: u64 = 200;
 /// Of a hundred calls, so many meet a fault.
 const N_FAULTS_PER_HUNDRED: usize = 30;
 
@@ -157,6 +160,14 @@ fn ten_thousand_calls_with_faults_are_told_apart_and_none_is_lost() {
         elapsed.as_secs_f64(),
         wrong.len()
     );
+    #[cfg(target_os = "linux")]
+    {
+        let peak_mib = crate::memory::status_kib("VmHWM:") >> 10;
+        println!("client and server together held at most {peak_mib} MiB");
+        // Without nextest, other tests share the process.
+        let is_alone = std::env::var_os("NEXTEST").is_some();
+        assert!(!is_alone || peak_mib <= MAX_MIB, "{peak_mib} MiB");
+    }
     assert!(
         wrong.is_empty(),
         "{} misread, such as {:#?}",

@@ -12,7 +12,7 @@ use crate::bench::{Wire, child_call, in_child};
 const MAX_GROWTH_KIB: u64 = 32 << 10;
 
 /// A value of this process's status, in KiB.
-fn status_kib(name: &str) -> u64 {
+pub(crate) fn status_kib(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()

@@ -458,7 +458,7 @@ fn log_probabilities_come_with_their_alternatives_or_are_an_error() {
 
 #[test]
 fn connections_are_used_again() {
-    let player = Player::one(chunked(&whole()));
+    let player = Player::one(chunked(whole()));
     let backend = open(&player, json!({}));
     for _ in 0..20 {
         backend.complete_blocking(&Request::user("Hi")).unwrap();
