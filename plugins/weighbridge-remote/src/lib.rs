@@ -2,6 +2,7 @@
 
 mod address;
 mod backend;
+mod catalog;
 mod chat;
 mod classify;
 mod embed;

@@ -2,7 +2,7 @@
 
 use weighbridge_core::Weights;
 
-use crate::chat::{Chat, Dialect};
+use crate::chat::{Chat, Server};
 use crate::options::{Api, Options};
 use crate::responses::Responses;
 use crate::wire::Wire;
@@ -192,10 +192,15 @@ impl Vendor {
             // Whether Azure counts tokens is not documented.
             return Box::new(Responses::new(id, self == Self::OpenAi, options));
         }
-        let dialect = match self {
-            Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
-            _ => Dialect::compatible(options),
+        let server = match self {
+            Self::OpenAi | Self::AzureOpenAi => Server::OpenAi,
+            Self::Ollama => Server::Ollama,
+            Self::LmStudio => Server::LmStudio,
+            Self::Vllm => Server::Vllm,
+            Self::LlamaServer => Server::LlamaServer,
+            Self::OpenRouter => Server::OpenRouter,
+            _ => Server::Compatible,
         };
-        Box::new(Chat::new(id, dialect))
+        Box::new(Chat::new(id, server, options))
     }
 }
