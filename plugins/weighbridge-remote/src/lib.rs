@@ -13,6 +13,8 @@ mod http;
 mod logprobs;
 mod options;
 mod provider;
+#[cfg(test)]
+mod request_tests;
 mod resolver;
 mod responses;
 mod retry_after;

@@ -6,5 +6,6 @@
 mod faults;
 mod opening;
 mod player;
+mod presets;
 mod streams;
 mod support;
