@@ -7,7 +7,7 @@ mod dialect;
 use serde_json::{Map, Value, json};
 use weighbridge_core::{Capabilities, Dropped, EmbedRequest, Embedding, Prompt, Request, Result};
 
-pub(crate) use dialect::Server;
+pub(crate) use dialect::Speaker;
 
 use crate::embed;
 use crate::options::Options;
@@ -23,7 +23,7 @@ pub(crate) struct Chat {
 }
 
 impl Chat {
-    pub(crate) fn new(provider: &'static str, server: Server, options: &Options) -> Self {
+    pub(crate) fn new(provider: &'static str, server: Speaker, options: &Options) -> Self {
         Self { provider, dialect: Dialect::new(server, options) }
     }
 }
@@ -56,7 +56,7 @@ impl Wire for Chat {
         capabilities.max_stops = self.dialect.max_stops();
         capabilities.temperature_range = self.dialect.temperature_range();
         capabilities.count_tokens =
-            matches!(self.dialect.server, Server::Vllm | Server::LlamaServer);
+            matches!(self.dialect.server, Speaker::Vllm | Speaker::LlamaServer);
         capabilities
     }
 
@@ -79,8 +79,8 @@ impl Wire for Chat {
         prompt: &Prompt,
     ) -> Option<Result<(Route, Map<String, Value>)>> {
         let route = match self.dialect.server {
-            Server::Vllm => Route::beside("/tokenize"),
-            Server::LlamaServer => Route::new("/chat/completions/input_tokens"),
+            Speaker::Vllm => Route::beside("/tokenize"),
+            Speaker::LlamaServer => Route::new("/chat/completions/input_tokens"),
             _ => return None,
         };
         let body = |messages| {
@@ -91,13 +91,13 @@ impl Wire for Chat {
     }
 
     fn counted(&self, answer: &Value) -> Option<u64> {
-        let name = if self.dialect.server == Server::Vllm { "count" } else { "input_tokens" };
+        let name = if self.dialect.server == Speaker::Vllm { "count" } else { "input_tokens" };
         answer[name].as_u64()
     }
 
     fn embedding_size(&self, model: &str) -> Option<u32> {
         match self.dialect.server {
-            Server::OpenAi => embed::openai_size(model),
+            Speaker::OpenAi => embed::openai_size(model),
             _ => None,
         }
     }

@@ -62,8 +62,9 @@ fn a_plain_question() {
 
 #[test]
 fn every_sampling_option_by_itself() {
+    type Set = fn(&mut Request);
     let mut table: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
-    let set: [(&str, fn(&mut Request)); 11] = [
+    let set: [(&str, Set); 11] = [
         ("top_k", |r| r.sampling.top_k = Some(40)),
         ("top_p", |r| r.sampling.top_p = Some(0.5)),
         ("min_p", |r| r.sampling.min_p = Some(0.25)),

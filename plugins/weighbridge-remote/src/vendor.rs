@@ -2,7 +2,7 @@
 
 use weighbridge_core::Weights;
 
-use crate::chat::{Chat, Server};
+use crate::chat::{Chat, Speaker};
 use crate::options::{Api, Options};
 use crate::responses::Responses;
 use crate::wire::Wire;
@@ -193,13 +193,13 @@ impl Vendor {
             return Box::new(Responses::new(id, self == Self::OpenAi, options));
         }
         let server = match self {
-            Self::OpenAi | Self::AzureOpenAi => Server::OpenAi,
-            Self::Ollama => Server::Ollama,
-            Self::LmStudio => Server::LmStudio,
-            Self::Vllm => Server::Vllm,
-            Self::LlamaServer => Server::LlamaServer,
-            Self::OpenRouter => Server::OpenRouter,
-            _ => Server::Compatible,
+            Self::OpenAi | Self::AzureOpenAi => Speaker::OpenAi,
+            Self::Ollama => Speaker::Ollama,
+            Self::LmStudio => Speaker::LmStudio,
+            Self::Vllm => Speaker::Vllm,
+            Self::LlamaServer => Speaker::LlamaServer,
+            Self::OpenRouter => Speaker::OpenRouter,
+            _ => Speaker::Compatible,
         };
         Box::new(Chat::new(id, server, options))
     }

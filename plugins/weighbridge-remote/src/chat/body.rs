@@ -9,7 +9,7 @@ use weighbridge_core::{
 };
 
 use super::Chat;
-use super::dialect::Server;
+use super::dialect::Speaker;
 
 /// More tokens than any context holds.
 const ALL_TOKENS: u32 = 1 << 20;
@@ -49,7 +49,7 @@ pub(super) fn write(
     }
     if sampling.repetition_penalty.is_some()
         && keeps(RequestOption::RepetitionPenalty)
-        && wire.dialect.server == Server::LlamaServer
+        && wire.dialect.server == Speaker::LlamaServer
     {
         // Its own default looks back at 64 tokens only.
         set("repeat_last_n", ALL_TOKENS.into());
@@ -90,7 +90,7 @@ pub(super) fn write(
     {
         set("logprobs", true.into());
         // llama.cpp's server takes 0 for none at all.
-        let is_llama = wire.dialect.server == Server::LlamaServer;
+        let is_llama = wire.dialect.server == Speaker::LlamaServer;
         set("top_logprobs", if is_llama { top.max(1) } else { top }.into());
     }
     if !request.tools.is_empty() && keeps(RequestOption::Tools) {
@@ -133,7 +133,7 @@ pub(super) fn write(
         let (name, value) = wire.dialect.reasoning(reasoning)?;
         set(name, value);
     }
-    if wire.dialect.server == Server::OpenRouter {
+    if wire.dialect.server == Speaker::OpenRouter {
         // Without it, the request also goes to vendors that ignore some of its options.
         set("provider", json!({"require_parameters": true}));
     }
@@ -265,7 +265,7 @@ mod tests {
     fn wire(options: Value) -> Chat {
         let options =
             Options::read(Vendor::OpenAiCompatible, options.as_object().unwrap()).unwrap();
-        Chat::new("openai-compatible", Server::Compatible, &options)
+        Chat::new("openai-compatible", Speaker::Compatible, &options)
     }
 
     fn body(options: Value, request: &Request) -> Result<String> {

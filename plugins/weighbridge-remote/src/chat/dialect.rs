@@ -14,7 +14,7 @@ use crate::options::{MaxTokensField, Options};
 
 /// Whose dialect it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Server {
+pub(crate) enum Speaker {
     /// Nobody's: what every server should understand.
     Compatible,
     /// OpenAI itself, or Azure.
@@ -29,7 +29,7 @@ pub(crate) enum Server {
 /// A server's dialect, as the provider's options adjust it.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialect {
-    pub(crate) server: Server,
+    pub(crate) server: Speaker,
     pub(crate) streams: bool,
     pub(crate) max_tokens_field: MaxTokensField,
     /// Sent with embeddings, to models whose vectors can be shortened.
@@ -39,8 +39,8 @@ pub(crate) struct Dialect {
 }
 
 impl Dialect {
-    pub(crate) fn new(server: Server, options: &Options) -> Self {
-        use Server::{Compatible, OpenAi, OpenRouter, Vllm};
+    pub(crate) fn new(server: Speaker, options: &Options) -> Self {
+        use Speaker::{Compatible, OpenAi, OpenRouter, Vllm};
         let field = match server {
             OpenAi | Vllm | OpenRouter => MaxTokensField::MaxCompletionTokens,
             _ => MaxTokensField::MaxTokens,
@@ -57,12 +57,12 @@ impl Dialect {
 
     pub(crate) fn catalog(&self) -> Catalog {
         match self.server {
-            Server::Compatible | Server::OpenAi => Catalog::OpenAi,
-            Server::Ollama => Catalog::Ollama,
-            Server::LmStudio => Catalog::LmStudio,
-            Server::Vllm => Catalog::Vllm,
-            Server::LlamaServer => Catalog::LlamaServer,
-            Server::OpenRouter => Catalog::OpenRouter,
+            Speaker::Compatible | Speaker::OpenAi => Catalog::OpenAi,
+            Speaker::Ollama => Catalog::Ollama,
+            Speaker::LmStudio => Catalog::LmStudio,
+            Speaker::Vllm => Catalog::Vllm,
+            Speaker::LlamaServer => Catalog::LlamaServer,
+            Speaker::OpenRouter => Catalog::OpenRouter,
         }
     }
 
@@ -72,7 +72,7 @@ impl Dialect {
         let mut options =
             vec![O::ChatPrompt, O::Temperature, O::TopP, O::Seed, O::Stop, O::MaxTokens, O::Tools];
         options.extend(match self.server {
-            Server::Compatible => &[
+            Speaker::Compatible => &[
                 O::FrequencyPenalty,
                 O::PresencePenalty,
                 O::LogitBias,
@@ -80,7 +80,7 @@ impl Dialect {
                 O::ToolChoice,
                 O::ParallelToolCalls,
             ][..],
-            Server::OpenAi => &[
+            Speaker::OpenAi => &[
                 O::FrequencyPenalty,
                 O::PresencePenalty,
                 O::LogitBias,
@@ -91,12 +91,12 @@ impl Dialect {
             ],
             // Its penalties count the prompt's tokens too; it ignores `tool_choice`,
             // `parallel_tool_calls`, `logit_bias`, `top_k` and `min_p` on this route.
-            Server::Ollama => &[O::Logprobs, O::Reasoning],
+            Speaker::Ollama => &[O::Logprobs, O::Reasoning],
             // How far its `repeat_penalty` looks back is not documented.
-            Server::LmStudio => {
+            Speaker::LmStudio => {
                 &[O::TopK, O::FrequencyPenalty, O::PresencePenalty, O::LogitBias, O::ToolChoice]
             }
-            Server::Vllm | Server::OpenRouter => &[
+            Speaker::Vllm | Speaker::OpenRouter => &[
                 O::TopK,
                 O::MinP,
                 O::RepetitionPenalty,
@@ -109,7 +109,7 @@ impl Dialect {
                 O::Reasoning,
             ],
             // Its frequency and presence penalties count the prompt's tokens too.
-            Server::LlamaServer => &[
+            Speaker::LlamaServer => &[
                 O::TopK,
                 O::MinP,
                 O::RepetitionPenalty,
@@ -135,8 +135,8 @@ impl Dialect {
             kinds.push(ConstraintKind::JsonSchema);
         }
         kinds.extend(match self.server {
-            Server::Vllm => &[ConstraintKind::Regex, ConstraintKind::Choice][..],
-            Server::LlamaServer => &[ConstraintKind::Choice],
+            Speaker::Vllm => &[ConstraintKind::Regex, ConstraintKind::Choice][..],
+            Speaker::LlamaServer => &[ConstraintKind::Choice],
             _ => &[],
         });
         kinds
@@ -145,24 +145,24 @@ impl Dialect {
     /// The largest number of alternatives; 0 where there are no log-probabilities.
     pub(crate) fn max_top_logprobs(&self) -> u8 {
         match self.server {
-            Server::LmStudio => 0,
-            Server::LlamaServer => u8::MAX,
+            Speaker::LmStudio => 0,
+            Speaker::LlamaServer => u8::MAX,
             _ => 20,
         }
     }
 
     pub(crate) fn max_stops(&self) -> Option<u32> {
-        matches!(self.server, Server::OpenAi | Server::OpenRouter).then_some(4)
+        matches!(self.server, Speaker::OpenAi | Speaker::OpenRouter).then_some(4)
     }
 
     pub(crate) fn temperature_range(&self) -> Option<TemperatureRange> {
-        matches!(self.server, Server::OpenAi | Server::OpenRouter)
+        matches!(self.server, Speaker::OpenAi | Speaker::OpenRouter)
             .then_some(TemperatureRange { min_milli: 0, max_milli: 2000 })
     }
 
     pub(super) fn repetition_field(&self) -> &'static str {
         match self.server {
-            Server::LlamaServer => "repeat_penalty",
+            Speaker::LlamaServer => "repeat_penalty",
             _ => "repetition_penalty",
         }
     }
@@ -171,14 +171,14 @@ impl Dialect {
     pub(super) fn seed_limit(&self) -> u64 {
         match self.server {
             // The largest 32-bit number asks llama.cpp for a random one.
-            Server::LlamaServer | Server::Ollama | Server::LmStudio => u64::from(u32::MAX),
+            Speaker::LlamaServer | Speaker::Ollama | Speaker::LmStudio => u64::from(u32::MAX),
             _ => 1 << 63,
         }
     }
 
     /// Whether `tool_choice` may name a tool.
     pub(super) fn names_a_tool(&self) -> bool {
-        !matches!(self.server, Server::LmStudio | Server::LlamaServer)
+        !matches!(self.server, Speaker::LmStudio | Speaker::LlamaServer)
     }
 
     /// The field of a constraint.
@@ -188,13 +188,13 @@ impl Dialect {
                 let schema = json!({"name": "answer", "strict": true, "schema": schema});
                 ("response_format", json!({"type": "json_schema", "json_schema": schema}))
             }
-            (Constraint::Regex(pattern), Server::Vllm) => {
+            (Constraint::Regex(pattern), Speaker::Vllm) => {
                 ("structured_outputs", json!({ "regex": pattern }))
             }
-            (Constraint::Choice(texts), Server::Vllm) => {
+            (Constraint::Choice(texts), Speaker::Vllm) => {
                 ("structured_outputs", json!({ "choice": texts }))
             }
-            (Constraint::Choice(texts), Server::LlamaServer) => ("grammar", gbnf(texts).into()),
+            (Constraint::Choice(texts), Speaker::LlamaServer) => ("grammar", gbnf(texts).into()),
             (other, _) => {
                 let why = format!("{:?} is not enforced here", other.kind());
                 return Err(Error::unsupported("constraint", why));
@@ -212,17 +212,19 @@ impl Dialect {
             _ => None,
         };
         Ok(match (self.server, reasoning, effort) {
-            (Server::OpenRouter, Reasoning::Budget(n), _) => {
+            (Speaker::OpenRouter, Reasoning::Budget(n), _) => {
                 ("reasoning", json!({ "max_tokens": n }))
             }
-            (Server::OpenRouter, _, Some(effort)) => ("reasoning", json!({ "effort": effort })),
-            (Server::Vllm, Reasoning::Budget(n), _) => ("thinking_token_budget", n.into()),
-            (Server::LlamaServer, Reasoning::Budget(n), _) => ("reasoning_budget_tokens", n.into()),
+            (Speaker::OpenRouter, _, Some(effort)) => ("reasoning", json!({ "effort": effort })),
+            (Speaker::Vllm, Reasoning::Budget(n), _) => ("thinking_token_budget", n.into()),
+            (Speaker::LlamaServer, Reasoning::Budget(n), _) => {
+                ("reasoning_budget_tokens", n.into())
+            }
             // Whether another effort means anything there is up to the model's template.
-            (Server::LlamaServer, Reasoning::Off, Some(effort)) => {
+            (Speaker::LlamaServer, Reasoning::Off, Some(effort)) => {
                 ("reasoning_effort", effort.into())
             }
-            (Server::OpenAi | Server::Ollama | Server::Vllm, _, Some(effort)) => {
+            (Speaker::OpenAi | Speaker::Ollama | Speaker::Vllm, _, Some(effort)) => {
                 ("reasoning_effort", effort.into())
             }
             _ => {
