@@ -98,7 +98,9 @@ impl Address {
     /// The URL of a route below the base, such as `/models`.
     pub(crate) fn join(&self, route: &Route) -> Url {
         let mut url = self.base.clone();
-        let path = format!("{}{}", self.base.path().trim_end_matches('/'), route.path);
+        let base = self.base.path().trim_end_matches('/');
+        let beside = base.strip_suffix("/v1").filter(|_| route.is_beside);
+        let path = format!("{}{}", beside.unwrap_or(base), route.path);
         url.set_path(&path);
         url.set_query(route.query.as_deref());
         url
@@ -182,6 +184,14 @@ mod tests {
             assert_eq!(address.authority(), authority);
             assert_eq!(address.host_and_port(), host_and_port);
             assert_eq!(address.join(&Route::new("/chat")).as_str(), chat);
+        }
+        for (base, url) in [
+            ("http://h/v1", "http://h/api/tags"),
+            ("http://h/a/v1/", "http://h/a/api/tags"),
+            ("http://h", "http://h/api/tags"),
+        ] {
+            let route = Route::beside("/api/tags");
+            assert_eq!(Address::parse(base).unwrap().join(&route).as_str(), url);
         }
         // What a browser would read as 127.0.0.1 is judged as that.
         assert_eq!(Address::parse("http://2130706433:1/v1").unwrap().host(), "127.0.0.1");

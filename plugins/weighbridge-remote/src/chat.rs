@@ -2,62 +2,29 @@
 
 mod answer;
 mod body;
+mod dialect;
 
-use serde_json::{Map, Value};
-use weighbridge_core::{
-    Capabilities, ConstraintKind, Dropped, EmbedRequest, Embedding, Request, RequestOption, Result,
-};
+use serde_json::{Map, Value, json};
+use weighbridge_core::{Capabilities, Dropped, EmbedRequest, Embedding, Prompt, Request, Result};
+
+pub(crate) use dialect::Speaker;
 
 use crate::embed;
-use crate::options::{MaxTokensField, Options};
-use crate::wire::{Decode, Route, Wire};
-
-/// What differs between servers that speak the protocol.
-#[derive(Clone, Debug)]
-pub(crate) struct Dialect {
-    pub(crate) streams: bool,
-    pub(crate) max_tokens_field: MaxTokensField,
-    pub(crate) enforces_json_schema: bool,
-    pub(crate) takes_images: bool,
-    /// Sent with embeddings, to models whose vectors can be shortened.
-    pub(crate) dimensions: Option<u32>,
-}
-
-impl Dialect {
-    /// What every server understands.
-    pub(crate) fn compatible(options: &Options) -> Self {
-        Self {
-            streams: options.streams,
-            max_tokens_field: options.max_tokens_field.unwrap_or(MaxTokensField::MaxTokens),
-            enforces_json_schema: options.enforces_json_schema.unwrap_or(false),
-            takes_images: options.takes_images.unwrap_or(false),
-            dimensions: None,
-        }
-    }
-
-    /// OpenAI's own.
-    pub(crate) fn openai(options: &Options) -> Self {
-        Self {
-            streams: options.streams,
-            max_tokens_field: MaxTokensField::MaxCompletionTokens,
-            enforces_json_schema: true,
-            takes_images: true,
-            dimensions: options.dimensions,
-        }
-    }
-}
+use crate::options::Options;
+use crate::wire::{Decode, DetailsCall, Listed, Page, Route, Wire};
+use dialect::Dialect;
 
 /// Chat Completions in one dialect.
 #[derive(Debug)]
 pub(crate) struct Chat {
     /// Key of [`Request::extra`] whose fields are added verbatim.
-    pub(crate) provider: &'static str,
-    pub(crate) dialect: Dialect,
+    provider: &'static str,
+    dialect: Dialect,
 }
 
 impl Chat {
-    pub(crate) fn new(provider: &'static str, dialect: Dialect) -> Self {
-        Self { provider, dialect }
+    pub(crate) fn new(provider: &'static str, server: Speaker, options: &Options) -> Self {
+        Self { provider, dialect: Dialect::new(server, options) }
     }
 }
 
@@ -66,30 +33,30 @@ impl Wire for Chat {
         Route::new("/chat/completions")
     }
 
+    fn models_route(&self, _next: Option<&str>) -> Route {
+        self.dialect.catalog().route()
+    }
+
+    fn models(&self, document: &Value) -> Option<Page> {
+        self.dialect.catalog().models(document)
+    }
+
+    fn details_call(&self, model: &str) -> Option<DetailsCall> {
+        self.dialect.catalog().details_call(model)
+    }
+
+    fn add_details(&self, listed: &mut Listed, answer: &Value) {
+        self.dialect.catalog().add_details(listed, answer);
+    }
+
     fn capabilities(&self, _model: &str) -> Capabilities {
-        let mut capabilities = Capabilities::none().with_options([
-            RequestOption::ChatPrompt,
-            RequestOption::Temperature,
-            RequestOption::TopP,
-            RequestOption::FrequencyPenalty,
-            RequestOption::PresencePenalty,
-            RequestOption::LogitBias,
-            RequestOption::Seed,
-            RequestOption::Stop,
-            RequestOption::MaxTokens,
-            RequestOption::Logprobs,
-            RequestOption::Tools,
-            RequestOption::ToolChoice,
-            RequestOption::ParallelToolCalls,
-        ]);
-        capabilities.max_top_logprobs = 20;
-        if self.dialect.enforces_json_schema {
-            capabilities.options.push(RequestOption::Constraint);
-            capabilities.constraints.push(ConstraintKind::JsonSchema);
-        }
-        if self.dialect.takes_images {
-            capabilities.options.push(RequestOption::ImageInput);
-        }
+        let mut capabilities = Capabilities::none().with_options(self.dialect.options());
+        capabilities.constraints = self.dialect.constraints();
+        capabilities.max_top_logprobs = self.dialect.max_top_logprobs();
+        capabilities.max_stops = self.dialect.max_stops();
+        capabilities.temperature_range = self.dialect.temperature_range();
+        capabilities.count_tokens =
+            matches!(self.dialect.server, Speaker::Vllm | Speaker::LlamaServer);
         capabilities
     }
 
@@ -103,11 +70,36 @@ impl Wire for Chat {
     }
 
     fn decoder(&self, request: &Request) -> Box<dyn Decode> {
-        Box::new(answer::ChatAnswer::new(request))
+        Box::new(answer::ChatAnswer::new(self.provider, request))
+    }
+
+    fn count_call(
+        &self,
+        model: &str,
+        prompt: &Prompt,
+    ) -> Option<Result<(Route, Map<String, Value>)>> {
+        let route = match self.dialect.server {
+            Speaker::Vllm => Route::beside("/tokenize"),
+            Speaker::LlamaServer => Route::new("/chat/completions/input_tokens"),
+            _ => return None,
+        };
+        let body = |messages| {
+            Map::from_iter([("model".to_owned(), json!(model)), ("messages".to_owned(), messages)])
+        };
+        let messages = body::messages(self, prompt, true);
+        Some(messages.map(|messages| (route, body(messages.into()))))
+    }
+
+    fn counted(&self, answer: &Value) -> Option<u64> {
+        let name = if self.dialect.server == Speaker::Vllm { "count" } else { "input_tokens" };
+        answer[name].as_u64()
     }
 
     fn embedding_size(&self, model: &str) -> Option<u32> {
-        embed::openai_size(model)
+        match self.dialect.server {
+            Speaker::OpenAi => embed::openai_size(model),
+            _ => None,
+        }
     }
 
     fn embed_call(

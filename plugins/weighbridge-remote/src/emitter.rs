@@ -80,6 +80,14 @@ impl<'a> Emitter<'a> {
         &self.text
     }
 
+    pub(crate) fn has_reasoning(&self) -> bool {
+        !self.reasoning.is_empty()
+    }
+
+    pub(crate) fn collected_usage(&self) -> &Usage {
+        &self.usage
+    }
+
     pub(crate) fn collected_logprobs(&self) -> &[TokenLogprob] {
         &self.logprobs
     }

@@ -3,6 +3,7 @@
 mod address;
 mod backend;
 mod batch;
+mod catalog;
 mod chat;
 mod classify;
 mod embed;
@@ -16,6 +17,8 @@ mod messages;
 mod options;
 mod prompt;
 mod provider;
+#[cfg(test)]
+mod request_tests;
 mod resolver;
 mod responses;
 mod retry_after;

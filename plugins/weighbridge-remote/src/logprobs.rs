@@ -1,7 +1,7 @@
 //! Log-probabilities as OpenAI's protocols word them.
 
 use serde_json::Value;
-use weighbridge_core::{TokenLogprob, TopLogprob};
+use weighbridge_core::{TokenId, TokenLogprob, TopLogprob};
 
 /// Reads a list of tokens, each with at most `n_top` alternatives; entries that are none are left
 /// out.
@@ -17,17 +17,22 @@ fn token(entry: &Value, n_top: u8) -> Option<TokenLogprob> {
         .into_iter()
         .flatten()
         .filter_map(|entry| {
-            Some(TopLogprob::new(None, self::bytes(entry)?, entry["logprob"].as_f64()?))
+            Some(TopLogprob::new(id(entry), self::bytes(entry)?, entry["logprob"].as_f64()?))
         })
         .collect();
     // Stable, so that equals keep the server's order.
     top.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
     let rank = top.iter().position(|alternative| alternative.bytes == bytes);
     top.truncate(n_top.into());
-    let mut token = TokenLogprob::new(None, bytes, entry["logprob"].as_f64());
+    let mut token = TokenLogprob::new(id(entry), bytes, entry["logprob"].as_f64());
     token.rank = rank.and_then(|rank| u32::try_from(rank).ok());
     token.top = top;
     Some(token)
+}
+
+/// Told by llama.cpp's server.
+fn id(entry: &Value) -> Option<TokenId> {
+    entry["id"].as_u64().and_then(|id| u32::try_from(id).ok()).map(TokenId)
 }
 
 /// `bytes` where the server gives them: `token` cannot show half a character.

@@ -67,6 +67,8 @@ pub(crate) struct Options {
     pub(crate) dimensions: Option<u32>,
     pub(crate) enforces_json_schema: Option<bool>,
     pub(crate) takes_images: Option<bool>,
+    /// The model takes neither temperature nor top-p.
+    pub(crate) has_fixed_sampling: bool,
 }
 
 impl Options {
@@ -95,6 +97,7 @@ impl Options {
                 "description": "stream answers; otherwise each comes as one document"},
             "n_ctx": {"type": "integer", "minimum": 1, "maximum": u32::MAX,
                 "description": "context length in tokens, where you know it"},
+            "fixed_sampling": flag("the model takes neither temperature nor top_p"),
             "dimensions": {"type": "integer", "minimum": 1, "maximum": 65_536,
                 "description": "size of the model's embeddings; needed to embed with models whose \
                     size is not known"},
@@ -169,6 +172,7 @@ impl Options {
             dimensions: number("dimensions"),
             enforces_json_schema: flag("json_schema"),
             takes_images: flag("image_input"),
+            has_fixed_sampling: flag("fixed_sampling").unwrap_or(false),
         })
     }
 }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use weighbridge_core::{
-    Backend, Egress, EmbedRequest, Error, ErrorKind, ModelCard, ModelListing, ModelRef,
-    OpenContext, Placement, Probe, Provider, ProviderInfo, Result, Secret,
+    Backend, Egress, EmbedRequest, EngineInfo, Error, ErrorKind, ModelCard, ModelListing, ModelRef,
+    OpenContext, Placement, Probe, Provider, ProviderInfo, RequestOption, Result, Secret, Weights,
 };
 
 use crate::address::{Address, Place};
@@ -26,6 +26,9 @@ const MAX_LISTING_BYTES: usize = 4 << 20;
 const MAX_PAGES: usize = 50;
 /// How long a server at its usual port may take to list its models, before it counts as absent.
 const USUAL_SERVER_WAIT: Duration = Duration::from_millis(500);
+
+/// How long a server may take to tell of a model that is opened, before it is opened without.
+const DETAILS_WAIT: Duration = Duration::from_secs(5);
 
 /// Models behind the API of one vendor.
 ///
@@ -97,12 +100,7 @@ impl Provider for Remote {
         };
         let looks_around = facts.is_local() && !is_given;
         if looks_around {
-            options.timers = Timers {
-                connect: USUAL_SERVER_WAIT,
-                first_byte: USUAL_SERVER_WAIT,
-                idle: USUAL_SERVER_WAIT,
-                total: USUAL_SERVER_WAIT,
-            };
+            options = hurried(&options, USUAL_SERVER_WAIT);
         }
         if !facts.is_local() && !is_given {
             // Not even the vendor's name is looked up where the network is not allowed.
@@ -121,12 +119,22 @@ impl Provider for Remote {
     async fn open(&self, model: &ModelRef, context: &OpenContext) -> Result<Arc<dyn Backend>> {
         let options = Options::read(self.vendor, &context.options)?;
         let target = self.target(model, &options)?;
-        let server = self.connect(target.address, &options, egress(context)?, context).await?;
-        let id = match target.model {
-            Some(id) => id,
+        let egress = egress(context)?;
+        let server = self.connect(target.address.clone(), &options, egress, context).await?;
+        let listed = match target.model {
             None => only_model(server.models().await?, server.http.address().authority())?,
+            Some(id) if self.vendor.facts().is_local() => {
+                let options = hurried(&options, DETAILS_WAIT);
+                let server = self.connect(target.address, &options, egress, context).await?;
+                server.describe(id, self.vendor == Vendor::Ollama).await?
+            }
+            Some(id) => Listed::new(id),
         };
-        Ok(Arc::new(self.backend(id, server, &options)))
+        if let Some(host) = &listed.remote_host {
+            // The server is here and the model is not: what is asked of it leaves this machine.
+            egress.permit(host, false)?;
+        }
+        Ok(Arc::new(self.backend(&listed, server, &options)))
     }
 }
 
@@ -202,17 +210,25 @@ impl Remote {
         Ok(Server { http: Arc::new(http), wire: self.vendor.wire(options), place, key_name })
     }
 
-    fn card(&self, id: &str, server: &Server, options: &Options) -> ModelCard {
+    fn card(&self, listed: &Listed, server: &Server, options: &Options) -> ModelCard {
         let facts = self.vendor.facts();
-        let placement = if server.place.is_loopback {
-            Placement::LocalServer { verified: options.is_verified }
-        } else {
-            Placement::Network { host: server.http.address().authority().to_owned() }
+        let placement = match &listed.remote_host {
+            Some(host) => Placement::Network { host: host.clone() },
+            None if server.place.is_loopback => {
+                Placement::LocalServer { verified: options.is_verified }
+            }
+            None => Placement::Network { host: server.http.address().authority().to_owned() },
         };
-        // Who holds the weights behind a server is not to be seen from here; a suite that knows
-        // says so.
-        let mut card = ModelCard::new(id, facts.id, facts.weights, placement);
-        card.n_ctx = options.n_ctx;
+        // Who holds the weights behind a server is not to be seen from here, unless it tells of
+        // their file; a suite that knows says so.
+        let weights = if listed.has_weights { Weights::Open } else { facts.weights };
+        let mut card = ModelCard::new(&listed.id, facts.id, weights, placement);
+        card.n_ctx = options.n_ctx.or(listed.n_ctx);
+        card.n_params = listed.n_params;
+        card.quantization.clone_from(&listed.quantization);
+        card.license.clone_from(&listed.license);
+        card.weights_sha256.clone_from(&listed.weights_sha256);
+        card.engine = listed.engine.as_ref().map(|(name, build)| EngineInfo::new(name, build));
         card
     }
 
@@ -223,8 +239,7 @@ impl Remote {
         server: &Server,
         options: &Options,
     ) -> ModelListing {
-        let mut card = self.card(&listed.id, server, options);
-        card.n_ctx = card.n_ctx.or(listed.n_ctx);
+        let card = self.card(listed, server, options);
         let facts = self.vendor.facts();
         let model = match facts.base {
             Base::Location => {
@@ -237,18 +252,32 @@ impl Remote {
         ModelListing::new(model, card)
     }
 
-    fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
+    fn backend(&self, listed: &Listed, server: Server, options: &Options) -> RemoteBackend {
         let jobs = batch::of(self.vendor);
-        let mut capabilities = server.wire.capabilities(&id);
+        let card = self.card(listed, &server, options);
+        let mut capabilities = server.wire.capabilities(&card.id);
         capabilities.batch = jobs.is_some();
-        capabilities.n_ctx = options.n_ctx;
+        let offered = &mut capabilities.options;
+        if options.has_fixed_sampling {
+            offered.retain(|o| !matches!(o, RequestOption::Temperature | RequestOption::TopP));
+        }
+        match options.takes_images.or(listed.takes_images) {
+            Some(true) if !offered.contains(&RequestOption::ImageInput) => {
+                offered.push(RequestOption::ImageInput);
+            }
+            Some(false) => offered.retain(|o| *o != RequestOption::ImageInput),
+            _ => {}
+        }
+        // Of these two, what the model could do: what it was loaded with is not told.
+        let is_served = !matches!(self.vendor, Vendor::Ollama | Vendor::LmStudio);
+        capabilities.n_ctx = options.n_ctx.or(listed.n_ctx.filter(|_| is_served));
         capabilities.max_concurrency = Some(options.max_concurrency);
-        if server.wire.embed_call(&id, &EmbedRequest::default()).is_some() {
-            capabilities.embeddings =
-                options.dimensions.or_else(|| server.wire.embedding_size(&id));
+        if server.wire.embed_call(&card.id, &EmbedRequest::default()).is_some() {
+            let known = listed.n_dims.or_else(|| server.wire.embedding_size(&card.id));
+            capabilities.embeddings = options.dimensions.or(known);
         }
         RemoteBackend {
-            card: self.card(&id, &server, options),
+            card,
             capabilities,
             http: server.http,
             wire: server.wire,
@@ -265,20 +294,52 @@ impl Server {
         self.fetch_models().await.map_err(|error| self.http.redactor().clean(error))
     }
 
+    /// What the server tells of one of its models.
+    ///
+    /// # Errors
+    /// Only if it `must_tell`: nothing that it tells is needed of most.
+    async fn describe(&self, id: String, must_tell: bool) -> Result<Listed> {
+        let models = self.models().await.unwrap_or_default();
+        let listed = models.into_iter().find(|listed| listed.id == id);
+        let listed = listed.unwrap_or_else(|| Listed::new(id));
+        self.add_details(listed, must_tell).await.map_err(|e| self.http.redactor().clean(e))
+    }
+
+    async fn add_details(&self, mut listed: Listed, must_tell: bool) -> Result<Listed> {
+        let Some((route, body)) = self.wire.details_call(&listed.id) else { return Ok(listed) };
+        let call = match body {
+            Some(body) => Call::post(route, body.to_string().into_bytes()),
+            None => Call::get(route),
+        };
+        match self.fetch(call).await {
+            Ok(body) => {
+                let answer = serde_json::from_slice(&body).unwrap_or_default();
+                self.wire.add_details(&mut listed, &answer);
+                Ok(listed)
+            }
+            Err(error) if must_tell => Err(error),
+            Err(_) => Ok(listed),
+        }
+    }
+
+    async fn fetch(&self, call: Call) -> Result<Vec<u8>> {
+        let mut exchange = self.http.start(call)?;
+        let head = exchange.head().await?;
+        let body = exchange.body(MAX_LISTING_BYTES).await?;
+        if head.is_success() {
+            return Ok(body);
+        }
+        Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
+            Refusal::Error(error) => error,
+            Refusal::Filtered(code) => Error::new(ErrorKind::ServerError, code),
+        })
+    }
+
     async fn fetch_models(&self) -> Result<Vec<Listed>> {
         let mut models = Vec::new();
         let mut next = None;
         for _ in 0..MAX_PAGES {
-            let mut exchange =
-                self.http.start(Call::get(self.wire.models_route(next.as_deref())))?;
-            let head = exchange.head().await?;
-            let body = exchange.body(MAX_LISTING_BYTES).await?;
-            if !head.is_success() {
-                return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
-                    Refusal::Error(error) => error,
-                    Refusal::Filtered(code) => Error::new(ErrorKind::ServerError, code),
-                });
-            }
+            let body = self.fetch(Call::get(self.wire.models_route(next.as_deref()))).await?;
             let document: Option<Value> = serde_json::from_slice(&body).ok();
             let page = document.and_then(|document| self.wire.models(&document));
             let page = page.ok_or_else(|| self.lists_nothing(&body))?;
@@ -362,9 +423,21 @@ fn is_elsewhere(facts: &Facts, address: &Address) -> bool {
     }
 }
 
-fn only_model(mut models: Vec<Listed>, place: &str) -> Result<String> {
+/// The same options with no time limit above `wait`.
+fn hurried(options: &Options, wait: Duration) -> Options {
+    let Timers { connect, first_byte, idle, total } = options.timers;
+    let timers = Timers {
+        connect: connect.min(wait),
+        first_byte: first_byte.min(wait),
+        idle: idle.min(wait),
+        total: total.min(wait),
+    };
+    Options { timers, ..options.clone() }
+}
+
+fn only_model(mut models: Vec<Listed>, place: &str) -> Result<Listed> {
     if models.len() == 1 {
-        return Ok(models.remove(0).id);
+        return Ok(models.remove(0));
     }
     let listed = match models.len() {
         0 => "none".to_owned(),

@@ -2,7 +2,7 @@
 
 use weighbridge_core::Weights;
 
-use crate::chat::{Chat, Dialect};
+use crate::chat::{Chat, Speaker};
 use crate::gemini::Gemini;
 use crate::messages::Messages;
 use crate::options::{Api, Options};
@@ -194,12 +194,17 @@ impl Vendor {
             // Whether Azure counts tokens is not documented.
             return Box::new(Responses::new(id, self == Self::OpenAi, options));
         }
-        let dialect = match self {
+        let server = match self {
             Self::Anthropic => return Box::new(Messages::new(options)),
             Self::Gemini => return Box::new(Gemini::new(options)),
-            Self::OpenAi | Self::AzureOpenAi => Dialect::openai(options),
-            _ => Dialect::compatible(options),
+            Self::OpenAi | Self::AzureOpenAi => Speaker::OpenAi,
+            Self::Ollama => Speaker::Ollama,
+            Self::LmStudio => Speaker::LmStudio,
+            Self::Vllm => Speaker::Vllm,
+            Self::LlamaServer => Speaker::LlamaServer,
+            Self::OpenRouter => Speaker::OpenRouter,
+            _ => Speaker::Compatible,
         };
-        Box::new(Chat::new(self.facts().id, dialect))
+        Box::new(Chat::new(id, server, options))
     }
 }

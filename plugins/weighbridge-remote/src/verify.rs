@@ -70,9 +70,13 @@ impl Verifier {
     fn verify_logprobs(&self, out: &mut Emitter<'_>) -> Result<()> {
         let Some(lack) = self.logprobs else { return Ok(()) };
         let n_solid = |bytes: &[u8]| bytes.iter().filter(|b| !b.is_ascii_whitespace()).count();
-        let n_text = n_solid(out.collected_text().as_bytes());
+        // Half a character is one byte of a token, and this sign in the text.
+        let n_bytes = |c: char| if c == char::REPLACEMENT_CHARACTER { 1 } else { c.len_utf8() };
+        let solid = out.collected_text().chars().filter(|c| !c.is_whitespace());
+        let n_text: usize = solid.map(n_bytes).sum();
         let n_tokens: usize = out.collected_logprobs().iter().map(|t| n_solid(&t.bytes)).sum();
         if n_tokens >= n_text {
+            note_joined_tokens(out);
             return Ok(());
         }
         let why = match n_tokens {
@@ -86,6 +90,20 @@ impl Verifier {
                 Ok(())
             }
         }
+    }
+}
+
+/// Some servers join tokens that end in the middle of a character with those after them, and lose
+/// their log-probabilities. The count of tokens shows it, as far as all of them are text; one more
+/// ends the turn.
+fn note_joined_tokens(out: &mut Emitter<'_>) {
+    let usage = out.collected_usage();
+    let n_hidden = usage.n_reasoning_tokens.unwrap_or(0);
+    let Some(n_generated) = usage.n_generated_tokens else { return };
+    let n = out.collected_logprobs().len() as u64;
+    let is_text = !out.has_reasoning() && !out.has_tool_calls();
+    if n > 0 && is_text && n + 1 < n_generated.saturating_sub(n_hidden) {
+        out.warning(format!("logprobs_partial: {n} for {n_generated} generated tokens"));
     }
 }
 
@@ -135,14 +153,12 @@ mod tests {
     use std::time::Instant;
     use weighbridge_core::{StopSink, TokenLogprob};
 
-    fn verified(request: &Request, text: &str, tokens: &[&str]) -> Result<StopReason> {
+    fn verified(request: &Request, text: &str, tokens: &[&[u8]]) -> Result<StopReason> {
         let redactor = Redactor::default();
         let mut sink = StopSink::never();
         let mut out = Emitter::new(&mut sink, &redactor, Instant::now());
         out.text(text);
-        out.tokens(
-            tokens.iter().map(|t| TokenLogprob::new(None, t.as_bytes().to_vec(), None)).collect(),
-        );
+        out.tokens(tokens.iter().map(|t| TokenLogprob::new(None, t.to_vec(), None)).collect());
         let ending = Ending { stop_reason: StopReason::Stop, raw: Some("stop".into()) };
         Ok(Verifier::new(request, &[])?.verify(ending, &mut out)?.stop_reason)
     }
@@ -172,16 +188,36 @@ mod tests {
     }
 
     #[test]
+    fn joined_tokens_are_noted() {
+        for (n_generated, n_reasoning, n_warnings) in [(4, 0, 1), (3, 0, 0), (9, 6, 0)] {
+            let redactor = Redactor::default();
+            let mut sink = StopSink::never();
+            let mut out = Emitter::new(&mut sink, &redactor, Instant::now());
+            out.text("ab");
+            out.tokens(vec![TokenLogprob::new(None, b"a".to_vec(), Some(-1.0)); 2]);
+            let mut usage = weighbridge_core::Usage::new(1, n_generated);
+            usage.n_reasoning_tokens = Some(n_reasoning);
+            out.usage(usage);
+            let verifier = Verifier::new(&Request::user("Hi").with_logprobs(0), &[]).unwrap();
+            let ending = Ending { stop_reason: StopReason::Stop, raw: None };
+            let ending = verifier.verify(ending, &mut out).unwrap();
+            let completion = out.completion(ending, std::time::Duration::ZERO, true, true);
+            assert_eq!(completion.warnings.len(), n_warnings, "{:?}", completion.warnings);
+        }
+    }
+
+    #[test]
     fn log_probabilities_are_of_all_tokens_or_an_error() {
         let mut request = Request::user("Hi").with_logprobs(0);
-        assert!(verified(&request, "One two", &["One", " two"]).is_ok());
-        assert!(verified(&request, "One two", &["One", "two"]).is_ok());
+        assert!(verified(&request, "One two", &[b"One", b" two"]).is_ok());
+        assert!(verified(&request, "One two", &[b"One", b"two"]).is_ok());
+        assert!(verified(&request, "x\u{FFFD}\u{FFFD}", &[b"x", &[0x99], &[0x81]]).is_ok());
         assert!(verified(&request, "", &[]).is_ok());
-        for tokens in [&["One"][..], &[]] {
+        for tokens in [&[&b"One"[..]][..], &[]] {
             let error = verified(&request, "One two", tokens).unwrap_err();
             assert_eq!(error.context("option"), Some("logprobs"));
         }
         request.wishes.push(RequestOption::Logprobs);
-        assert!(verified(&request, "One two", &["One"]).is_ok());
+        assert!(verified(&request, "One two", &[b"One"]).is_ok());
     }
 }

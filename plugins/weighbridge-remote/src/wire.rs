@@ -18,11 +18,18 @@ pub(crate) struct Route {
     pub(crate) path: String,
     /// Without the question mark. Never holds a key.
     pub(crate) query: Option<String>,
+    /// Beside the base rather than below it: a last `/v1` of the base does not count.
+    pub(crate) is_beside: bool,
 }
 
 impl Route {
     pub(crate) fn new(path: impl Into<String>) -> Self {
-        Self { path: path.into(), query: None }
+        Self { path: path.into(), query: None, is_beside: false }
+    }
+
+    /// A route of the server's own API, which lies beside the one at `/v1`.
+    pub(crate) fn beside(path: impl Into<String>) -> Self {
+        Self { is_beside: true, ..Self::new(path) }
     }
 
     #[must_use]
@@ -32,12 +39,36 @@ impl Route {
     }
 }
 
-/// One model of a server's list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a server tells of one of its models. What it does not tell is `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Listed {
     pub(crate) id: String,
     pub(crate) n_ctx: Option<u32>,
+    pub(crate) n_params: Option<u64>,
+    pub(crate) quantization: Option<String>,
+    pub(crate) license: Option<String>,
+    /// Lower-case hex SHA-256 of the weights.
+    pub(crate) weights_sha256: Option<String>,
+    /// Name and version of the engine behind the server.
+    pub(crate) engine: Option<(String, String)>,
+    /// The weights lie in a file of the server.
+    pub(crate) has_weights: bool,
+    /// Another host computes.
+    pub(crate) remote_host: Option<String>,
+    pub(crate) takes_images: Option<bool>,
+    /// Size of its embeddings.
+    pub(crate) n_dims: Option<u32>,
 }
+
+impl Listed {
+    /// A model of which nothing but its name is known.
+    pub(crate) fn new(id: impl Into<String>) -> Self {
+        Self { id: id.into(), ..Self::default() }
+    }
+}
+
+/// A question about one model: a route, and the body if it is posted.
+pub(crate) type DetailsCall = (Route, Option<Value>);
 
 /// Part of a server's list of models.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +92,18 @@ pub(crate) trait Wire: fmt::Debug + Send + Sync {
     /// Reads a part of the list of models; `None` if it is none.
     fn models(&self, document: &Value) -> Option<Page> {
         let ids = document["data"].as_array()?.iter().filter_map(|model| model["id"].as_str());
-        let models = ids.map(|id| Listed { id: id.to_owned(), n_ctx: None }).collect();
-        Some(Page { models, next: None })
+        Some(Page { models: ids.map(Listed::new).collect(), next: None })
+    }
+
+    /// The call that tells of one model what the list does not; `None` where there is none.
+    fn details_call(&self, model: &str) -> Option<DetailsCall> {
+        let _ = model;
+        None
+    }
+
+    /// Adds what the answer to a [`details_call`](Self::details_call) tells.
+    fn add_details(&self, listed: &mut Listed, answer: &Value) {
+        let _ = (listed, answer);
     }
 
     /// What a model behind this protocol can be asked, as far as its name tells.

@@ -12,7 +12,7 @@ use crate::wire::{Decode, Flow};
 use crate::{failure, logprobs, usage};
 
 /// Fields of a chunk or document that are read, or that carry nothing.
-const KNOWN_FIELDS: [&str; 9] = [
+const KNOWN_FIELDS: [&str; 11] = [
     "id",
     "object",
     "created",
@@ -20,12 +20,14 @@ const KNOWN_FIELDS: [&str; 9] = [
     "choices",
     "usage",
     "system_fingerprint",
+    "provider",
+    "service_tier",
     "error",
     "obfuscation",
 ];
 const KNOWN_CHOICE_FIELDS: [&str; 6] =
     ["index", "delta", "message", "finish_reason", "logprobs", "text"];
-const KNOWN_MESSAGE_FIELDS: [&str; 9] = [
+const KNOWN_MESSAGE_FIELDS: [&str; 10] = [
     "role",
     "content",
     "refusal",
@@ -33,6 +35,7 @@ const KNOWN_MESSAGE_FIELDS: [&str; 9] = [
     "function_call",
     "reasoning_content",
     "reasoning",
+    "reasoning_details",
     "annotations",
     "audio",
 ];
@@ -43,6 +46,9 @@ const MAX_SNIPPET_BYTES: usize = 200;
 /// One answer in the making.
 #[derive(Debug)]
 pub(super) struct ChatAnswer {
+    provider: &'static str,
+    /// Reasoning in the blocks that it has to be sent back in.
+    reasoning_details: Vec<Value>,
     /// Finish reason by choice, `None` while the choice goes on.
     choices: BTreeMap<u64, Option<String>>,
     /// The answer came as a stream.
@@ -71,8 +77,10 @@ struct Call {
 }
 
 impl ChatAnswer {
-    pub(super) fn new(request: &Request) -> Self {
+    pub(super) fn new(provider: &'static str, request: &Request) -> Self {
         Self {
+            provider,
+            reasoning_details: Vec::new(),
             choices: BTreeMap::new(),
             is_stream: false,
             is_done: false,
@@ -96,6 +104,8 @@ impl ChatAnswer {
             ("served_model", "model"),
             ("system_fingerprint", "system_fingerprint"),
             ("response_id", "id"),
+            ("upstream_provider", "provider"),
+            ("service_tier", "service_tier"),
         ] {
             if let Some(value) = fields.get(wire).filter(|value| value.is_string())
                 && out.effective.values.get(name) != Some(value)
@@ -217,6 +227,10 @@ impl ChatAnswer {
             text => text,
         };
         out.reasoning(reasoning);
+        for block in fields.get("reasoning_details").and_then(Value::as_array).into_iter().flatten()
+        {
+            self.reasoning_block(block);
+        }
         match fields.get("content") {
             Some(Value::String(text)) => out.text(text),
             Some(Value::Array(parts)) => {
@@ -254,6 +268,27 @@ impl ChatAnswer {
             }
         }
         Ok(())
+    }
+
+    /// A block of reasoning or a piece of one; pieces of a block follow one another.
+    fn reasoning_block(&mut self, piece: &Value) {
+        let is_same =
+            |block: &&mut Value| block["type"] == piece["type"] && block["index"] == piece["index"];
+        let Some(block) = self.reasoning_details.last_mut().filter(is_same) else {
+            self.reasoning_details.push(piece.clone());
+            return;
+        };
+        for (name, value) in piece.as_object().into_iter().flatten() {
+            match (&mut block[name], value) {
+                (Value::String(text), Value::String(more))
+                    if matches!(name.as_str(), "text" | "summary" | "data") =>
+                {
+                    text.push_str(more);
+                }
+                (_, Value::Null) => {}
+                (field, value) => *field = value.clone(),
+            }
+        }
     }
 
     /// A whole tool call or a piece of one; pieces are put together by their index.
@@ -387,6 +422,10 @@ impl Decode for ChatAnswer {
         if self.is_stream && !self.is_done {
             out.warning("done_missing: the stream ended after finish_reason without [DONE]");
         }
+        if !self.reasoning_details.is_empty() {
+            let blocks = std::mem::take(&mut self.reasoning_details);
+            out.opaque(self.provider, json!({ "reasoning_details": blocks }));
+        }
         if !self.other_fields.is_empty() {
             out.told("other_fields", Value::Object(std::mem::take(&mut self.other_fields)));
         }
@@ -422,7 +461,7 @@ mod tests {
         let mut sink = StopSink::never();
         let mut out = Emitter::new(&mut sink, &redactor, Instant::now());
         let mut parser = SseParser::new();
-        let mut answer = ChatAnswer::new(&Request::user("Hi"));
+        let mut answer = ChatAnswer::new("p", &Request::user("Hi"));
         'stream: for chunk in chunks {
             let mut input = *chunk;
             while let Some(frame) = parser.next(&mut input)? {

@@ -4,11 +4,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use weighbridge_core::{
-    Constraint, Dropped, Error, ErrorKind, Message, Part, Prompt, Request, RequestOption, Result,
-    Role, ToolChoice,
+    Dropped, Error, ErrorKind, Message, Part, Prompt, Request, RequestOption, Result, Role,
+    ToolChoice,
 };
 
 use super::Chat;
+use super::dialect::Speaker;
+
+/// More tokens than any context holds.
+const ALL_TOKENS: u32 = 1 << 20;
 
 /// Writes the body; the fields of [`Request::extra`] come last and win.
 pub(super) fn write(
@@ -27,9 +31,12 @@ pub(super) fn write(
     set("messages", messages(wire, &request.prompt, keeps_images)?.into());
 
     let sampling = &request.sampling;
+    let repetition = wire.dialect.repetition_field();
     let numbers = [
         ("temperature", sampling.temperature, RequestOption::Temperature),
         ("top_p", sampling.top_p, RequestOption::TopP),
+        ("min_p", sampling.min_p, RequestOption::MinP),
+        (repetition, sampling.repetition_penalty, RequestOption::RepetitionPenalty),
         ("frequency_penalty", sampling.frequency_penalty, RequestOption::FrequencyPenalty),
         ("presence_penalty", sampling.presence_penalty, RequestOption::PresencePenalty),
     ];
@@ -40,13 +47,26 @@ pub(super) fn write(
             set(name, value.into());
         }
     }
+    if sampling.repetition_penalty.is_some()
+        && keeps(RequestOption::RepetitionPenalty)
+        && wire.dialect.server == Speaker::LlamaServer
+    {
+        // Its own default looks back at 64 tokens only.
+        set("repeat_last_n", ALL_TOKENS.into());
+    }
+    if let Some(top_k) = sampling.top_k
+        && keeps(RequestOption::TopK)
+    {
+        set("top_k", top_k.into());
+    }
     if let Some(seed) = sampling.seed
         && keeps(RequestOption::Seed)
     {
-        let seed = i64::try_from(seed).map_err(|_| {
-            Error::new(ErrorKind::InvalidRequest, "`seed` must be below 2^63 on this protocol")
-                .with("seed", seed)
-        })?;
+        let limit = wire.dialect.seed_limit();
+        if seed >= limit {
+            let why = format!("`seed` must be below {limit} on this server");
+            return Err(Error::new(ErrorKind::InvalidRequest, why).with("seed", seed));
+        }
         set("seed", seed.into());
     }
     if !sampling.logit_bias.is_empty() && keeps(RequestOption::LogitBias) {
@@ -69,7 +89,9 @@ pub(super) fn write(
         && keeps(RequestOption::Logprobs)
     {
         set("logprobs", true.into());
-        set("top_logprobs", top.into());
+        // llama.cpp's server takes 0 for none at all.
+        let is_llama = wire.dialect.server == Speaker::LlamaServer;
+        set("top_logprobs", if is_llama { top.max(1) } else { top }.into());
     }
     if !request.tools.is_empty() && keeps(RequestOption::Tools) {
         let tools = request.tools.iter().map(|tool| {
@@ -81,7 +103,7 @@ pub(super) fn write(
         });
         set("tools", tools.collect());
         if keeps(RequestOption::ToolChoice)
-            && let Some(choice) = tool_choice(&request.tool_choice)?
+            && let Some(choice) = tool_choice(&request.tool_choice, wire.dialect.names_a_tool())?
         {
             set("tool_choice", choice);
         }
@@ -102,7 +124,18 @@ pub(super) fn write(
     if let Some(constraint) = &request.constraint
         && keeps(RequestOption::Constraint)
     {
-        set("response_format", response_format(constraint)?);
+        let (name, value) = wire.dialect.constraint(constraint)?;
+        set(name, value);
+    }
+    if let Some(reasoning) = request.reasoning
+        && keeps(RequestOption::Reasoning)
+    {
+        let (name, value) = wire.dialect.reasoning(reasoning)?;
+        set(name, value);
+    }
+    if wire.dialect.server == Speaker::OpenRouter {
+        // Without it, the request also goes to vendors that ignore some of its options.
+        set("provider", json!({"require_parameters": true}));
     }
     if wire.dialect.streams {
         set("stream", true.into());
@@ -114,11 +147,14 @@ pub(super) fn write(
     Ok(body)
 }
 
-fn tool_choice(choice: &ToolChoice) -> Result<Option<Value>> {
+fn tool_choice(choice: &ToolChoice, names_a_tool: bool) -> Result<Option<Value>> {
     Ok(Some(match choice {
         ToolChoice::Auto => return Ok(None),
         ToolChoice::None => "none".into(),
         ToolChoice::Required => "required".into(),
+        ToolChoice::Named(_) if !names_a_tool => {
+            return Err(Error::unsupported("tool_choice", "this server takes no tool's name"));
+        }
         ToolChoice::Named(name) => json!({"type": "function", "function": {"name": name}}),
         other => {
             return Err(Error::unsupported("tool_choice", format!("{other:?} is unknown here")));
@@ -126,17 +162,7 @@ fn tool_choice(choice: &ToolChoice) -> Result<Option<Value>> {
     }))
 }
 
-fn response_format(constraint: &Constraint) -> Result<Value> {
-    match constraint {
-        Constraint::JsonSchema(schema) => Ok(json!({
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "strict": true, "schema": schema},
-        })),
-        _ => Err(Error::unsupported("constraint", "this protocol takes JSON Schema only")),
-    }
-}
-
-fn messages(wire: &Chat, prompt: &Prompt, keeps_images: bool) -> Result<Vec<Value>> {
+pub(super) fn messages(wire: &Chat, prompt: &Prompt, keeps_images: bool) -> Result<Vec<Value>> {
     let Prompt::Chat(messages) = prompt else {
         return Err(Error::unsupported("prompt", "this protocol takes chat messages only"));
     };
@@ -230,17 +256,16 @@ fn write_message(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::Dialect;
     use crate::options::Options;
     use crate::vendor::Vendor;
     use crate::wire::Wire;
     use std::collections::BTreeMap;
-    use weighbridge_core::{Sampling, TokenId, Tool, ToolCall};
+    use weighbridge_core::{Constraint, Sampling, TokenId, Tool, ToolCall};
 
     fn wire(options: Value) -> Chat {
         let options =
             Options::read(Vendor::OpenAiCompatible, options.as_object().unwrap()).unwrap();
-        Chat::new("openai-compatible", Dialect::compatible(&options))
+        Chat::new("openai-compatible", Speaker::Compatible, &options)
     }
 
     fn body(options: Value, request: &Request) -> Result<String> {

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod llama_server;
 mod opening;
+mod presets;
 mod streams;
 mod support;
