@@ -24,8 +24,16 @@ use crate::wire::{Decode, Flow, Route, Wire};
 /// How much of an error's body is read.
 const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 /// Fields of a body that hold the conversation; every other one is a setting.
-const CONVERSATION_FIELDS: [&str; 7] =
-    ["messages", "tools", "input", "instructions", "system", "contents", "systemInstruction"];
+const CONVERSATION_FIELDS: [&str; 8] = [
+    "messages",
+    "tools",
+    "input",
+    "instructions",
+    "system",
+    "contents",
+    "systemInstruction",
+    "requests",
+];
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// One model at one server, spoken to in one protocol.

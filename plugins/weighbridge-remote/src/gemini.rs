@@ -133,8 +133,7 @@ impl Wire for Gemini {
     ) -> Option<Result<(Route, Map<String, Value>)>> {
         let dimensions = self.dimensions.filter(|&n| Some(n) != self.embedding_size(model));
         let requests = request.texts.iter().map(|text| {
-            let mut one =
-                json!({"model": resource(model), "content": {"parts": [{"text": text}]}});
+            let mut one = json!({"model": resource(model), "content": {"parts": [{"text": text}]}});
             if let Some(dimensions) = dimensions {
                 one["outputDimensionality"] = dimensions.into();
             }
@@ -272,7 +271,8 @@ mod tests {
             short.embedded(&json!({"embeddings": [{"values": [0.5, 2]}, {"values": [1, -1]}]}));
         let vectors: Vec<_> = embeddings.unwrap().into_iter().map(|e| e.vector).collect();
         assert_eq!(vectors, [[0.5, 2.0], [1.0, -1.0]]);
-        for bad in [json!({}), json!({"embeddings": [{}]}), json!({"embeddings": [{"values": ["x"]}]})]
+        for bad in
+            [json!({}), json!({"embeddings": [{}]}), json!({"embeddings": [{"values": ["x"]}]})]
         {
             assert_eq!(short.embedded(&bad).unwrap_err().kind(), ErrorKind::Protocol);
         }

@@ -18,6 +18,8 @@ mod resolver;
 mod retry_after;
 mod runtime;
 mod sse;
+#[cfg(test)]
+mod testing;
 mod text;
 mod vendor;
 mod wire;

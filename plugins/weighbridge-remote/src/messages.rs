@@ -149,8 +149,7 @@ mod tests {
         assert!(wire.capabilities("claude-haiku-4-5").check(&request).unwrap().is_empty());
         let error = wire.capabilities("claude-opus-5").check(&request).unwrap_err();
         assert_eq!(error.context("option"), Some("temperature,top_k,top_p"));
-        request.wishes =
-            vec![RequestOption::Temperature, RequestOption::TopK, RequestOption::TopP];
+        request.wishes = vec![RequestOption::Temperature, RequestOption::TopK, RequestOption::TopP];
         assert_eq!(wire.capabilities("claude-opus-5").check(&request).unwrap().len(), 3);
 
         let mut request = Request::user("Hi");

@@ -135,12 +135,8 @@ mod tests {
 
     #[test]
     fn system_messages_are_taken_off_the_front_only() {
-        let messages = [
-            Message::system("a"),
-            Message::system("b"),
-            Message::user("c"),
-            Message::system("d"),
-        ];
+        let messages =
+            [Message::system("a"), Message::system("b"), Message::user("c"), Message::system("d")];
         let (system, rest) = split_system(&messages).unwrap();
         assert_eq!((system, rest.len()), (vec!["a", "b"], 2));
         assert_eq!(split_system(&messages[..2]).unwrap_err().kind(), ErrorKind::InvalidRequest);

@@ -108,13 +108,15 @@ impl GeminiAnswer {
             out.unknown(&candidate.to_string());
         } else {
             let parts = candidate["content"]["parts"].as_array().map_or(&[][..], Vec::as_slice);
-            if is_finished && parts.iter().any(|part| part["text"] != "") {
-                out.warning("content_after_finish: content after finishReason was ignored");
-            }
-            if !is_finished {
-                for part in parts {
+            for part in parts {
+                // The signature of the turn may come last, in a part without text.
+                if is_finished && part["text"] != "" {
+                    out.warning("content_after_finish: content after finishReason was ignored");
+                } else {
                     self.part(part, out)?;
                 }
+            }
+            if !is_finished {
                 out.tokens(tokens::logprobs(&candidate["logprobsResult"]));
             }
             if let Some(message) = given(&candidate["finishMessage"]) {
@@ -151,10 +153,9 @@ impl GeminiAnswer {
             part["text"].is_string() && names.all(|name| name == "text" || name == "thought")
         };
         match self.parts.last_mut() {
-            Some(last)
-                if is_text(last) && is_text(part) && last["thought"] == part["thought"] =>
-            {
-                if let (Value::String(text), Some(more)) = (&mut last["text"], part["text"].as_str())
+            Some(last) if is_text(last) && is_text(part) && last["thought"] == part["thought"] => {
+                if let (Value::String(text), Some(more)) =
+                    (&mut last["text"], part["text"].as_str())
                 {
                     text.push_str(more);
                 }
@@ -254,8 +255,16 @@ impl Decode for GeminiAnswer {
             "STOP" => StopReason::Stop,
             // CONTINUATION is the limit of one request, below that of the answer.
             "MAX_TOKENS" | "CONTINUATION" => StopReason::Length,
-            "SAFETY" | "RECITATION" | "LANGUAGE" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII"
-            | "MODEL_ARMOR" | "ESCALATION" | "IMAGE_SAFETY" | "IMAGE_PROHIBITED_CONTENT"
+            "SAFETY"
+            | "RECITATION"
+            | "LANGUAGE"
+            | "BLOCKLIST"
+            | "PROHIBITED_CONTENT"
+            | "SPII"
+            | "MODEL_ARMOR"
+            | "ESCALATION"
+            | "IMAGE_SAFETY"
+            | "IMAGE_PROHIBITED_CONTENT"
             | "IMAGE_RECITATION" => StopReason::ContentFilter,
             // Neither says anything about the model.
             "PUP_LIMITED_DISABLED" => {

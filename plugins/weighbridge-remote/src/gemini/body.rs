@@ -97,7 +97,8 @@ fn generation_config(
         set("responseLogprobs", true.into());
         set("logprobs", top.into());
     }
-    if let Some(constraint) = request.constraint.as_ref().filter(|_| keeps(RequestOption::Constraint))
+    if let Some(constraint) =
+        request.constraint.as_ref().filter(|_| keeps(RequestOption::Constraint))
     {
         let Constraint::JsonSchema(schema) = constraint else {
             return Err(Error::unsupported("constraint", "this protocol takes JSON Schema only"));

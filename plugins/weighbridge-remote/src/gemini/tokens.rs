@@ -41,7 +41,10 @@ fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 /// Reads a `logprobsResult`; entries that are none are left out.
 pub(super) fn logprobs(raw: &Value) -> Vec<TokenLogprob> {
     let chosen = raw["chosenCandidates"].as_array().into_iter().flatten();
-    chosen.enumerate().filter_map(|(step, chosen)| token(chosen, &raw["topCandidates"][step])).collect()
+    chosen
+        .enumerate()
+        .filter_map(|(step, chosen)| token(chosen, &raw["topCandidates"][step]))
+        .collect()
 }
 
 fn token(chosen: &Value, top: &Value) -> Option<TokenLogprob> {

@@ -250,8 +250,9 @@ fn image(role: Role, media_type: &str, data: &[u8]) -> Result<Value> {
 fn said(blocks: &[Value]) -> (String, Vec<(String, Value)>) {
     let of_type = |name: &'static str| blocks.iter().filter(move |block| block["type"] == name);
     let text = of_type("text").filter_map(|block| block["text"].as_str()).collect();
-    let calls = of_type("tool_use")
-        .map(|block| (block["name"].as_str().unwrap_or_default().to_owned(), block["input"].clone()));
+    let calls = of_type("tool_use").map(|block| {
+        (block["name"].as_str().unwrap_or_default().to_owned(), block["input"].clone())
+    });
     (text, calls.collect())
 }
 
