@@ -17,7 +17,7 @@ use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
 use crate::failure::{self, Refusal, by_status};
 use crate::http::{Call, Http};
-use crate::sse::SseParser;
+use crate::sse::{Frame, SseParser};
 use crate::text::MAX_EXCERPT_BYTES;
 use crate::wire::{Decode, Flow, Route, Wire};
 
@@ -232,7 +232,7 @@ impl RemoteBackend {
         loop {
             let mut input = &chunk[..];
             while let Some(frame) = parser.next(&mut input)? {
-                let flow = decoder.frame(&frame, out)?;
+                let flow = decoder.frame(&frame, out).map_err(|error| placed(error, &frame))?;
                 if out.is_stopped() {
                     return Ok(());
                 }
@@ -328,6 +328,14 @@ impl RemoteBackend {
         .with("body", redactor.excerpt(text.trim(), MAX_EXCERPT_BYTES))
         .with_retry(Retry::Safe { after: None })
     }
+}
+
+/// Damage with the place of its event in the stream.
+fn placed(error: Error, frame: &Frame) -> Error {
+    if error.kind() == ErrorKind::Protocol && error.context("offset").is_none() {
+        return error.with("offset", frame.offset);
+    }
+    error
 }
 
 fn json_bytes(body: &Map<String, Value>) -> Result<Vec<u8>> {

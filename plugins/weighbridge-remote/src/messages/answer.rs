@@ -237,10 +237,12 @@ impl Decode for MessagesAnswer {
         if ErrorObject::find(&event).is_some() || frame.event == "error" {
             return Err(failure::in_answer(&event, out));
         }
+        if !event.is_object() {
+            return Err(Error::new(ErrorKind::Protocol, "an event of the stream is no object"));
+        }
         let index = || {
             event["index"].as_u64().ok_or_else(|| {
                 Error::new(ErrorKind::Protocol, "an event of a content block has no index")
-                    .with("offset", frame.offset)
             })
         };
         match event["type"].as_str().unwrap_or(&frame.event) {

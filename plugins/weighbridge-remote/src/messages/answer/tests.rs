@@ -333,6 +333,7 @@ fn errors_inside_a_stream_are_errors_by_their_type() {
         let stream = events(&[start(), error]);
         assert_eq!(read(&stream).unwrap_err().kind(), expected, "{kind}");
     }
+    assert_eq!(read("data: 5\n\n").unwrap_err().kind(), ErrorKind::Protocol);
     let error = read("event: message_start\ndata: {\"type\":\n\n").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Protocol);
     assert_eq!(error.context("offset"), Some("0"));
