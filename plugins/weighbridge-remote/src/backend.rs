@@ -19,7 +19,7 @@ use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
 use crate::failure::{self, Refusal, by_status};
 use crate::http::{Call, Http};
-use crate::sse::SseParser;
+use crate::sse::{Frame, SseParser};
 use crate::text::MAX_EXCERPT_BYTES;
 use crate::verify::Verifier;
 use crate::wire::{Decode, Flow, Route, Wire};
@@ -27,8 +27,16 @@ use crate::wire::{Decode, Flow, Route, Wire};
 /// How much of an error's body is read.
 const MAX_ERROR_BODY_BYTES: usize = 64 << 10;
 /// Fields of a body that hold the conversation; every other one is a setting.
-const CONVERSATION_FIELDS: [&str; 7] =
-    ["messages", "tools", "input", "instructions", "system", "contents", "systemInstruction"];
+const CONVERSATION_FIELDS: [&str; 8] = [
+    "messages",
+    "tools",
+    "input",
+    "instructions",
+    "system",
+    "contents",
+    "systemInstruction",
+    "requests",
+];
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// One model at one server, spoken to in one protocol.
@@ -235,7 +243,7 @@ impl RemoteBackend {
         loop {
             let mut input = &chunk[..];
             while let Some(frame) = parser.next(&mut input)? {
-                let flow = decoder.frame(&frame, out)?;
+                let flow = decoder.frame(&frame, out).map_err(|error| placed(error, &frame))?;
                 if out.is_stopped() {
                     return Ok(());
                 }
@@ -332,6 +340,14 @@ impl RemoteBackend {
         .with("body", redactor.excerpt(text.trim(), MAX_EXCERPT_BYTES))
         .with_retry(Retry::Safe { after: None })
     }
+}
+
+/// Damage with the place of its event in the stream.
+fn placed(error: Error, frame: &Frame) -> Error {
+    if error.kind() == ErrorKind::Protocol && error.context("offset").is_none() {
+        return error.with("offset", frame.offset);
+    }
+    error
 }
 
 fn json_bytes(body: &Map<String, Value>) -> Result<Vec<u8>> {

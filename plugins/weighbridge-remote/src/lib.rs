@@ -24,6 +24,8 @@ mod responses;
 mod retry_after;
 mod runtime;
 mod sse;
+#[cfg(test)]
+mod testing;
 mod text;
 mod usage;
 mod vendor;

@@ -44,11 +44,11 @@ pub(crate) fn split_system(messages: &[Message]) -> Result<(Vec<&str>, &[Message
 /// # Errors
 /// `InvalidRequest` if it holds more than text.
 pub(crate) fn system_texts(message: &Message) -> Result<Vec<&str>> {
-    let text = |part| match part {
-        &Part::Text(ref text) => Ok(text.as_str()),
+    let texts = message.parts.iter().map(|part| match part {
+        Part::Text(text) => Ok(text.as_str()),
         _ => Err(Error::new(ErrorKind::InvalidRequest, "a system message holds text only")),
-    };
-    message.parts.iter().map(text).collect()
+    });
+    texts.collect()
 }
 
 /// The arguments of a call as the object that they have to be.

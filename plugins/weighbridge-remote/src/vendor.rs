@@ -117,6 +117,8 @@ impl Vendor {
                 base: Base::At("https://api.anthropic.com/v1"),
                 key_header: KeyHeader::Named("x-api-key"),
                 key_env: Some("ANTHROPIC_API_KEY"),
+                // Version 2026-10-21 has no sampling options; this one keeps them for the models
+                // that know them, and is otherwise the same to us.
                 headers: &[("anthropic-version", "2023-06-01")],
                 ..HOSTED
             },

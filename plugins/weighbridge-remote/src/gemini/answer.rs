@@ -108,13 +108,15 @@ impl GeminiAnswer {
             out.unknown(&candidate.to_string());
         } else {
             let parts = candidate["content"]["parts"].as_array().map_or(&[][..], Vec::as_slice);
-            if is_finished && parts.iter().any(|part| part["text"] != "") {
-                out.warning("content_after_finish: content after finishReason was ignored");
-            }
-            if !is_finished {
-                for part in parts {
+            for part in parts {
+                // The signature of the turn may come last, in a part without text.
+                if is_finished && part["text"] != "" {
+                    out.warning("content_after_finish: content after finishReason was ignored");
+                } else {
                     self.part(part, out)?;
                 }
+            }
+            if !is_finished {
                 out.tokens(tokens::logprobs(&candidate["logprobsResult"]));
             }
             if let Some(message) = given(&candidate["finishMessage"]) {

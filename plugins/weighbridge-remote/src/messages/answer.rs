@@ -38,6 +38,8 @@ pub(super) struct MessagesAnswer {
     blocks: BTreeMap<u64, Block>,
     n_calls: usize,
     counts: Map<String, Value>,
+    /// The counts are those of the end; before it, what was generated is not known.
+    has_final_counts: bool,
     other_fields: Map<String, Value>,
 }
 
@@ -108,7 +110,11 @@ impl MessagesAnswer {
         }
         if counts.is_object() {
             usage::merge(&mut self.counts, counts, out);
-            out.usage(usage::normalized(&self.counts, out.has_content()));
+            let mut usage = usage::normalized(&self.counts, out.has_content());
+            if !self.has_final_counts {
+                usage.n_generated_tokens = None;
+            }
+            out.usage(usage);
         }
     }
 
@@ -231,10 +237,12 @@ impl Decode for MessagesAnswer {
         if ErrorObject::find(&event).is_some() || frame.event == "error" {
             return Err(failure::in_answer(&event, out));
         }
+        if !event.is_object() {
+            return Err(Error::new(ErrorKind::Protocol, "an event of the stream is no object"));
+        }
         let index = || {
             event["index"].as_u64().ok_or_else(|| {
                 Error::new(ErrorKind::Protocol, "an event of a content block has no index")
-                    .with("offset", frame.offset)
             })
         };
         match event["type"].as_str().unwrap_or(&frame.event) {
@@ -242,7 +250,10 @@ impl Decode for MessagesAnswer {
             "content_block_start" => self.begin(index()?, &event["content_block"], out)?,
             "content_block_delta" => self.delta(index()?, &event["delta"], out)?,
             "content_block_stop" => self.end(index()?, out)?,
-            "message_delta" => self.change(&event["delta"], &event["usage"], out),
+            "message_delta" => {
+                self.has_final_counts |= event["usage"].is_object();
+                self.change(&event["delta"], &event["usage"], out);
+            }
             "message_stop" => {
                 self.has_stop = true;
                 return Ok(Flow::End);
@@ -268,6 +279,7 @@ impl Decode for MessagesAnswer {
             self.begin(index, block, out)?;
             self.end(index, out)?;
         }
+        self.has_final_counts = true;
         self.message(document, out);
         self.has_stop = self.stop_reason.is_some();
         Ok(())
