@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
 use weighbridge_core::{
     Backend, Capabilities, Completion, Dropped, EffectiveParams, Error, ErrorKind, EventSink,
     ModelCard, Request, Result, Retry, StopReason,
@@ -14,6 +13,7 @@ use weighbridge_core::{
 use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
 use crate::failure::{Refusal, by_status};
+use crate::governor::{Gate, Permit};
 use crate::http::{Call, Http};
 use crate::sse::SseParser;
 use crate::text::MAX_EXCERPT_BYTES;
@@ -35,8 +35,8 @@ pub(crate) struct RemoteBackend {
     pub(crate) wire: Box<dyn Wire>,
     /// The name of the key's secret, for messages.
     pub(crate) key_name: Option<String>,
-    /// One permit per call at once; closed when the backend is.
-    pub(crate) permits: Semaphore,
+    /// Every call passes it first.
+    pub(crate) gate: Gate,
 }
 
 /// What an answer came to.
@@ -59,14 +59,17 @@ impl Backend for RemoteBackend {
         let submitted = Instant::now();
         let dropped = self.capabilities.check(request)?;
         let body = self.wire.body(&self.card.id, request, &dropped)?;
-        let _permit = self.permits.acquire().await.map_err(|_| {
-            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
+        let bytes = serde_json::to_vec(&body).map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
         })?;
+        let permit = self.gate.enter(estimated_tokens(&bytes, request)).await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
         out.effective = effective(&body, dropped);
         out.started();
-        match self.converse(request, &body, &mut out).await {
+        let mut call = Call::post(self.wire.route(&self.card.id), bytes);
+        call.waited = queue;
+        let result = match self.converse(request, call, &permit, &mut out).await {
             Ok(answer) => Ok(out.completion(
                 answer.ending,
                 queue,
@@ -78,11 +81,13 @@ impl Backend for RemoteBackend {
                 // What was shown once must not be shown again by a silent repetition.
                 Err(if out.has_content() { error.with_retry(Retry::Never) } else { error })
             }
-        }
+        };
+        permit.ended(&result);
+        result
     }
 
     async fn close(&self) -> Result<()> {
-        self.permits.close();
+        self.gate.close();
         Ok(())
     }
 }
@@ -91,20 +96,18 @@ impl RemoteBackend {
     async fn converse(
         &self,
         request: &Request,
-        body: &Map<String, Value>,
+        mut call: Call,
+        permit: &Permit<'_>,
         out: &mut Emitter<'_>,
     ) -> Result<Answer> {
         let cancelled = Ending { stop_reason: StopReason::Cancelled, raw: None };
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed: false });
         }
-        let body = serde_json::to_vec(body).map_err(|error| {
-            Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
-        })?;
-        let mut call = Call::post(self.wire.route(&self.card.id), body);
         call.accept = "text/event-stream, application/json";
         let mut exchange = self.http.start(call)?;
         let head = exchange.head().await?;
+        permit.told(&head.headers);
         if !head.is_success() {
             // A body that breaks off says nothing more than the status did.
             let body = exchange.body(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
@@ -248,6 +251,11 @@ impl RemoteBackend {
         .with("body", redactor.excerpt(text.trim(), MAX_EXCERPT_BYTES))
         .with_retry(Retry::Safe { after: None })
     }
+}
+
+/// What servers count before they compute: the prompt, roughly, and all that may be generated.
+fn estimated_tokens(body: &[u8], request: &Request) -> u64 {
+    body.len() as u64 / 4 + u64::from(request.max_tokens.unwrap_or(0))
 }
 
 /// Every setting that was sent, apart from the conversation itself.

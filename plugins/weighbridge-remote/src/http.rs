@@ -65,15 +65,18 @@ pub(crate) struct Call {
     /// Content type and bytes.
     pub(crate) body: Option<(String, Vec<u8>)>,
     pub(crate) accept: &'static str,
+    /// Time of the whole call that passed before it was begun.
+    pub(crate) waited: Duration,
 }
 
 impl Call {
     pub(crate) fn get(route: Route) -> Self {
-        Self { method: Method::GET, route, body: None, accept: JSON }
+        Self { method: Method::GET, route, body: None, accept: JSON, waited: Duration::ZERO }
     }
 
     pub(crate) fn post(route: Route, json: Vec<u8>) -> Self {
-        Self { method: Method::POST, route, body: Some((JSON.to_owned(), json)), accept: JSON }
+        let body = Some((JSON.to_owned(), json));
+        Self { method: Method::POST, route, body, accept: JSON, waited: Duration::ZERO }
     }
 }
 
@@ -181,7 +184,8 @@ impl Http {
         is_finished: &Notify,
     ) -> Result<()> {
         let start = Instant::now();
-        let total = Deadline { at: start + self.timers.total, phase: "total" };
+        let total =
+            Deadline { at: start + self.timers.total.saturating_sub(call.waited), phase: "total" };
         let first_byte = Deadline { at: start + self.timers.first_byte, phase: "first_byte" };
         // The body counts as sent until it is known that nothing was connected.
         let n_sent = call.body.as_ref().map_or(0, |(_, body)| body.len()) as u64;

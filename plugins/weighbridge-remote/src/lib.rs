@@ -7,6 +7,8 @@ mod classify;
 mod emitter;
 mod exchange;
 mod failure;
+mod google_rpc;
+mod governor;
 mod http;
 mod options;
 mod provider;

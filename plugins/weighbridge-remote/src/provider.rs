@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use weighbridge_core::{
     Backend, Egress, Error, ErrorKind, ModelCard, ModelListing, ModelRef, OpenContext, Placement,
     Probe, Provider, ProviderInfo, Result, Secret,
@@ -14,6 +13,7 @@ use weighbridge_core::{
 use crate::address::{Address, Place};
 use crate::backend::RemoteBackend;
 use crate::failure::{Refusal, by_status};
+use crate::governor::{Account, Gate};
 use crate::http::{Call, Credentials, Http};
 use crate::options::{Options, Timers};
 use crate::runtime;
@@ -52,6 +52,7 @@ struct Server {
     wire: Box<dyn Wire>,
     place: Place,
     key_name: Option<String>,
+    account: Account,
 }
 
 /// Where a model is and what it is called there.
@@ -125,7 +126,7 @@ impl Provider for Remote {
             Some(id) => id,
             None => only_model(server.models().await?, server.http.address().authority())?,
         };
-        Ok(Arc::new(self.backend(id, server, &options)))
+        Ok(Arc::new(self.backend(id, server, &options)?))
     }
 }
 
@@ -196,9 +197,11 @@ impl Remote {
         let (key_name, key) = key(&facts, &address, options, context)?;
         let credentials =
             Credentials { key: key.as_ref(), key_header: facts.key_header, headers: facts.headers };
+        let account = Account::new(address.origin().to_string(), key.as_ref());
         let http =
             Http::new(address, place.is_loopback, credentials, egress.clone(), options.timers)?;
-        Ok(Server { http: Arc::new(http), wire: self.vendor.wire(options), place, key_name })
+        let wire = self.vendor.wire(options);
+        Ok(Server { http: Arc::new(http), wire, place, key_name, account })
     }
 
     fn card(&self, id: &str, server: &Server, options: &Options) -> ModelCard {
@@ -236,18 +239,24 @@ impl Remote {
         ModelListing::new(model, card)
     }
 
-    fn backend(&self, id: String, server: Server, options: &Options) -> RemoteBackend {
+    fn backend(&self, id: String, server: Server, options: &Options) -> Result<RemoteBackend> {
         let mut capabilities = server.wire.capabilities();
         capabilities.n_ctx = options.n_ctx;
-        capabilities.max_concurrency = Some(options.max_concurrency);
-        RemoteBackend {
+        capabilities.max_concurrency = Some(options.limits.max_concurrency);
+        let gate = Gate::open(
+            server.account.clone().of_model(&id),
+            server.http.address().authority(),
+            options.limits,
+            options.timers.total,
+        )?;
+        Ok(RemoteBackend {
             card: self.card(&id, &server, options),
             capabilities,
             http: server.http,
             wire: server.wire,
             key_name: server.key_name,
-            permits: Semaphore::new(options.max_concurrency as usize),
-        }
+            gate,
+        })
     }
 }
 

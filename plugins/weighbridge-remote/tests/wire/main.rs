@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod limits;
 mod opening;
 mod player;
 mod streams;
