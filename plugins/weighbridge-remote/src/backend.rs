@@ -83,6 +83,9 @@ impl Backend for RemoteBackend {
             }
         };
         permit.ended(&result);
+        if let Ok(completion) = &result {
+            permit.used(&completion.usage);
+        }
         result
     }
 

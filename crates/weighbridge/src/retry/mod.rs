@@ -17,12 +17,12 @@ mod backend;
 mod breaker;
 mod budget;
 
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
-use std::pin::pin;
 use tokio::sync::Notify;
 use weighbridge_core::{Error, ErrorKind, Result, Retry};
 
@@ -272,7 +272,7 @@ async fn sleep(duration: Duration) {
 }
 
 /// What the future comes to, unless `limit` passes first.
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     match select(pin!(future), pin!(sleep(limit))).await {
         Either::Left((value, _)) => Some(value),
         Either::Right(_) => None,

@@ -31,7 +31,7 @@ use reqwest::header::HeaderMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep};
-use weighbridge_core::{Completion, Error, ErrorKind, Result, Retry, Secret};
+use weighbridge_core::{Error, ErrorKind, Result, Retry, Secret, Usage};
 
 use crate::runtime;
 use state::{Blocked, State, Ticket, Why};
@@ -245,29 +245,22 @@ impl Permit<'_> {
     }
 
     /// The call ended.
-    pub(crate) fn ended(&self, result: &Result<Completion>) {
-        let now = self.governor.now();
-        let mut state = self.governor.lock();
-        match result {
-            Ok(completion) => {
-                state.answered();
-                let usage = &completion.usage;
-                if let (Some(n_prompt), Some(n_out)) =
-                    (usage.n_prompt_tokens, usage.n_generated_tokens)
-                {
-                    state.used(self.ticket, n_prompt.saturating_add(n_out));
-                }
-            }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::RateLimited | ErrorKind::Overloaded) =>
-            {
-                let after = match error.retry() {
-                    Retry::Safe { after } => after,
-                    _ => None,
-                };
-                state.pushed_back(self.ticket, after, now);
-            }
-            Err(_) => {}
+    pub(crate) fn ended<T>(&self, result: &Result<T>) {
+        let Err(error) = result else { return self.governor.lock().answered() };
+        if matches!(error.kind(), ErrorKind::RateLimited | ErrorKind::Overloaded) {
+            let after = match error.retry() {
+                Retry::Safe { after } => after,
+                _ => None,
+            };
+            let now = self.governor.now();
+            self.governor.lock().pushed_back(self.ticket, after, now);
+        }
+    }
+
+    /// What the call really used, as far as it is known.
+    pub(crate) fn used(&self, usage: &Usage) {
+        if let (Some(n_prompt), Some(n_out)) = (usage.n_prompt_tokens, usage.n_generated_tokens) {
+            self.governor.lock().used(self.ticket, n_prompt.saturating_add(n_out));
         }
     }
 }

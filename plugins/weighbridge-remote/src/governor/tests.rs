@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use futures_util::future::{join_all, poll_immediate};
 use reqwest::header::{HeaderName, HeaderValue};
 use tokio::time::{sleep, timeout};
-use weighbridge_core::StopReason;
+use weighbridge_core::{Completion, StopReason};
 
 use super::*;
 
@@ -204,6 +204,19 @@ async fn a_users_own_limits_hold_in_any_minute() {
     }
     // No slower than the limits ask: 30 per minute in the first, then as tokens allow.
     assert!(start.elapsed() < Duration::from_secs(241), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_were_not_used_are_free_again() {
+    let gate = gate(Limits { tokens_per_minute: Some(1000), ..LIMITS }, 600);
+    let start = Instant::now();
+    for _ in 0..10 {
+        gate.enter(900).await.unwrap().used(&Usage::new(5, 5));
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    gate.enter(900).await.unwrap();
+    gate.enter(900).await.unwrap();
+    assert_eq!(start.elapsed().as_secs(), 60);
 }
 
 #[tokio::test(start_paused = true)]
