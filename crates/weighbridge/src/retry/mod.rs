@@ -1,7 +1,6 @@
 //! Trying again: when it is worth it, how long to wait first, and when to leave a service alone.
 //!
-//! A run and [`Retrying`] go by the same rules. They are pure functions of what happened and when,
-//! kept per model in [`Retries`]:
+//! A run and [`Retrying`] go by the same rules, which are functions of what happened and when:
 //!
 //! - Only failures between us and the answer are tried again, only where the error says that this
 //!   is safe, and never after content was shown.

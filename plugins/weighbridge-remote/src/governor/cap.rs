@@ -34,17 +34,16 @@ impl PerMinute {
             self.sum -= n;
             self.taken.pop_front();
         }
-        let mut too_many = (self.sum + amount).saturating_sub(self.limit);
-        for (_, at, n) in &self.taken {
-            if too_many == 0 {
-                break;
-            }
-            too_many = too_many.saturating_sub(*n);
-            if too_many == 0 || self.taken.back().is_some_and(|last| last.1 == *at) {
-                return Some(*at + MINUTE);
-            }
+        let too_many = (self.sum + amount).saturating_sub(self.limit);
+        if too_many == 0 || self.sum == 0 {
+            return None;
         }
-        None
+        let mut n_freed = 0;
+        let enough = self.taken.iter().find(|(_, _, n)| {
+            n_freed += n;
+            n_freed >= too_many
+        });
+        enough.or(self.taken.back()).map(|(_, at, _)| *at + MINUTE)
     }
 
     /// Call `number` takes `amount`.
