@@ -74,10 +74,7 @@ impl Peers {
                 .arg(model);
             bench_rate(&output(command)?)
         };
-        Ok(Rates {
-            prefill: rate(n_prompt, 0, 0)?,
-            decode: rate(0, n_generated, N_SHORT_PROMPT)?,
-        })
+        Ok(Rates { prefill: rate(n_prompt, 0, 0)?, decode: rate(0, n_generated, N_SHORT_PROMPT)? })
     }
 
     /// `n_sequences` streams at once, each with its own prompt: prompt and generated tokens of all

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use weighbridge_core::{
     Backend, BatchJobs, Capabilities, Completion, Dropped, EffectiveParams, EmbedRequest,
     Embedding, Error, ErrorKind, EventSink, ModelCard, Prompt, Request, Result, Retry, StopReason,
@@ -18,6 +17,7 @@ use crate::embed;
 use crate::emitter::{Emitter, Ending};
 use crate::exchange::{Exchange, Head};
 use crate::failure::{self, Refusal, by_status};
+use crate::governor::{Gate, Permit};
 use crate::http::{Call, Http};
 use crate::sse::{Frame, SseParser};
 use crate::text::MAX_EXCERPT_BYTES;
@@ -48,8 +48,8 @@ pub(crate) struct RemoteBackend {
     pub(crate) wire: Box<dyn Wire>,
     /// The name of the key's secret, for messages.
     pub(crate) key_name: Option<String>,
-    /// One permit per call at once; closed when the backend is.
-    pub(crate) permits: Semaphore,
+    /// Every call passes it first.
+    pub(crate) gate: Gate,
     /// The vendor's batch jobs, where it has them.
     pub(crate) jobs: Option<&'static dyn JobApi>,
 }
@@ -75,12 +75,15 @@ impl Backend for RemoteBackend {
         let dropped = self.capabilities.check(request)?;
         let verifier = Verifier::new(request, &dropped)?;
         let body = self.wire.body(&self.card.id, request, &dropped)?;
-        let _permit = self.permit().await?;
+        let bytes = json_bytes(&body)?;
+        let permit = self.gate.enter(estimated_tokens(&bytes, request.max_tokens)).await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
         out.effective = effective(&body, dropped);
         out.started();
-        match self.converse(request, &body, &verifier, &mut out).await {
+        let mut call = Call::post(self.wire.route(&self.card.id), bytes);
+        call.waited = queue;
+        let result = match self.converse(request, call, &permit, &verifier, &mut out).await {
             Ok(answer) => Ok(out.completion(
                 answer.ending,
                 queue,
@@ -92,7 +95,12 @@ impl Backend for RemoteBackend {
                 // What was shown once must not be shown again by a silent repetition.
                 Err(if out.has_content() { error.with_retry(Retry::Never) } else { error })
             }
+        };
+        permit.ended(&result);
+        if let Ok(completion) = &result {
+            permit.used(&completion.usage);
         }
+        result
     }
 
     async fn embed(&self, request: &EmbedRequest) -> Result<Vec<Embedding>> {
@@ -144,24 +152,23 @@ impl Backend for RemoteBackend {
     }
 
     async fn close(&self) -> Result<()> {
-        self.permits.close();
+        self.gate.close();
         Ok(())
     }
 }
 
 impl RemoteBackend {
-    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
-        self.permits.acquire().await.map_err(|_| {
-            Error::new(ErrorKind::Cancelled, "the model was closed").with("model", &self.card.id)
-        })
-    }
-
     /// Asks for one JSON document, under the rules of a generation.
     async fn ask(&self, route: Route, body: &Map<String, Value>) -> Result<Value> {
-        let _permit = self.permit().await?;
+        let submitted = Instant::now();
+        let bytes = json_bytes(body)?;
+        let permit = self.gate.enter(estimated_tokens(&bytes, None)).await?;
+        let mut call = Call::post(route, bytes);
+        call.waited = submitted.elapsed();
         let asked = async {
-            let mut exchange = self.http.start(Call::post(route, json_bytes(body)?))?;
+            let mut exchange = self.http.start(call)?;
             let head = exchange.head().await?;
+            permit.told(&head.headers);
             if !head.is_success() {
                 let body = exchange.body(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
                 return Err(match by_status(&self.http, &head, &body, self.key_name.as_deref()) {
@@ -180,13 +187,16 @@ impl RemoteBackend {
                 None => Ok(document),
             }
         };
-        asked.await.map_err(|error| self.http.redactor().clean(error))
+        let result = asked.await.map_err(|error| self.http.redactor().clean(error));
+        permit.ended(&result);
+        result
     }
 
     async fn converse(
         &self,
         request: &Request,
-        body: &Map<String, Value>,
+        mut call: Call,
+        permit: &Permit<'_>,
         verifier: &Verifier,
         out: &mut Emitter<'_>,
     ) -> Result<Answer> {
@@ -194,10 +204,10 @@ impl RemoteBackend {
         if out.is_stopped() {
             return Ok(Answer { ending: cancelled, is_streamed: false });
         }
-        let mut call = Call::post(self.wire.route(&self.card.id), json_bytes(body)?);
         call.accept = "text/event-stream, application/json";
         let mut exchange = self.http.start(call)?;
         let head = exchange.head().await?;
+        permit.told(&head.headers);
         if !head.is_success() {
             // A body that breaks off says nothing more than the status did.
             let body = exchange.body(MAX_ERROR_BODY_BYTES).await.unwrap_or_default();
@@ -250,7 +260,9 @@ impl RemoteBackend {
                 if flow == Flow::End {
                     // Comments may follow; another event may not.
                     if !matches!(parser.next(&mut input), Ok(None)) {
-                        out.warning("data_after_done: data after the end of the answer was ignored");
+                        out.warning(
+                            "data_after_done: data after the end of the answer was ignored",
+                        );
                     } else {
                         exchange.finish();
                     }
@@ -354,6 +366,11 @@ fn json_bytes(body: &Map<String, Value>) -> Result<Vec<u8>> {
     serde_json::to_vec(body).map_err(|error| {
         Error::new(ErrorKind::InvalidRequest, "the request is not JSON").with_source(error)
     })
+}
+
+/// What servers count before they compute: the prompt, roughly, and all that may be generated.
+fn estimated_tokens(body: &[u8], max_tokens: Option<u32>) -> u64 {
+    body.len() as u64 / 4 + u64::from(max_tokens.unwrap_or(0))
 }
 
 /// Every setting that was sent, apart from the conversation itself.

@@ -3,14 +3,17 @@
 use serde_json::Value;
 use weighbridge_core::ErrorKind;
 
+use crate::google_rpc;
+
 /// Codes that end a run: waiting does not help.
-const QUOTA_CODES: [&str; 6] = [
+const QUOTA_CODES: [&str; 7] = [
     "insufficient_quota",
     "credit_balance_exhausted",
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
     "organization_usage_limit_exceeded",
     "enforced_spend_limit_reached",
+    "billing_error",
 ];
 
 /// An error as a server words it, in any of the usual shapes.
@@ -20,10 +23,12 @@ pub(crate) struct ErrorObject {
     pub(crate) code: Option<String>,
     /// `code` or `status`, where it is an HTTP status.
     pub(crate) status: Option<u16>,
-    /// `type`.
+    /// `type`, or `status` where it is a word.
     pub(crate) kind: Option<String>,
     /// For people.
     pub(crate) message: Option<String>,
+    /// What Google's details add.
+    pub(crate) google: google_rpc::Details,
 }
 
 impl ErrorObject {
@@ -75,12 +80,16 @@ impl ErrorObject {
             u16::try_from(number).ok().filter(|s| (400..600).contains(s))
         };
         let code = &error["code"];
+        let google = google_rpc::Details::read(error);
         Self {
             status: status(code).or_else(|| status(&error["status"])),
             code: word(&error["details"]["error_code"])
-                .or_else(|| word(code).filter(|_| status(code).is_none())),
-            kind: word(&error["type"]),
+                .or_else(|| word(code).filter(|_| status(code).is_none()))
+                .or_else(|| google.reason.clone()),
+            kind: word(&error["type"])
+                .or_else(|| word(&error["status"]).filter(|_| status(&error["status"]).is_none())),
             message: word(&error["message"]),
+            google,
         }
     }
 }
@@ -103,7 +112,7 @@ pub(crate) fn classify(status: Option<u16>, object: Option<&ErrorObject>) -> Cla
     };
     let class = |kind, is_retryable| Class::Error { kind, is_retryable };
 
-    if words().any(|w| QUOTA_CODES.contains(&w)) {
+    if words().any(|w| QUOTA_CODES.contains(&w)) || object.is_some_and(|o| o.google.is_zero) {
         return class(ErrorKind::Quota, false);
     }
     if words().any(|w| matches!(w, "context_length_exceeded" | "exceed_context_size_error")) {
@@ -115,6 +124,8 @@ pub(crate) fn classify(status: Option<u16>, object: Option<&ErrorObject>) -> Cla
                 Class::Filtered
             } else if object.and_then(|o| o.message.as_deref()).is_some_and(names_the_context) {
                 class(ErrorKind::ContextOverflow, false)
+            } else if words().any(|w| w == "API_KEY_INVALID") {
+                class(ErrorKind::Auth, false)
             } else {
                 class(ErrorKind::InvalidRequest, false)
             }
@@ -135,16 +146,28 @@ pub(crate) fn classify(status: Option<u16>, object: Option<&ErrorObject>) -> Cla
 
 fn by_word(word: &str) -> Option<Class> {
     let (kind, is_retryable) = match word {
-        "rate_limit_exceeded" | "rate_limit_error" | "slow_down" => (ErrorKind::RateLimited, true),
-        "server_is_overloaded" | "overloaded_error" | "overloaded" | "unavailable_error" => {
-            (ErrorKind::Overloaded, true)
+        "rate_limit_exceeded" | "rate_limit_error" | "slow_down" | "RESOURCE_EXHAUSTED" => {
+            (ErrorKind::RateLimited, true)
         }
-        "server_error" | "api_error" | "timeout_error" | "internal_error" => {
-            (ErrorKind::ServerError, true)
-        }
-        "invalid_api_key" | "authentication_error" | "permission_error" => (ErrorKind::Auth, false),
-        "model_not_found" | "not_found_error" => (ErrorKind::NotFound, false),
-        "invalid_request_error" | "BadRequestError" => (ErrorKind::InvalidRequest, false),
+        "server_is_overloaded"
+        | "overloaded_error"
+        | "overloaded"
+        | "unavailable_error"
+        | "UNAVAILABLE" => (ErrorKind::Overloaded, true),
+        "server_error" | "api_error" | "timeout_error" | "internal_error" | "INTERNAL"
+        | "DEADLINE_EXCEEDED" | "ABORTED" => (ErrorKind::ServerError, true),
+        "invalid_api_key"
+        | "authentication_error"
+        | "permission_error"
+        | "API_KEY_INVALID"
+        | "UNAUTHENTICATED"
+        | "PERMISSION_DENIED" => (ErrorKind::Auth, false),
+        "model_not_found" | "not_found_error" | "NOT_FOUND" => (ErrorKind::NotFound, false),
+        "invalid_request_error"
+        | "request_too_large"
+        | "BadRequestError"
+        | "INVALID_ARGUMENT"
+        | "FAILED_PRECONDITION" => (ErrorKind::InvalidRequest, false),
         "content_filter" | "content_policy_violation" => return Some(Class::Filtered),
         _ => return None,
     };
@@ -211,6 +234,34 @@ mod tests {
             (503, code("server_is_overloaded"), ("overloaded", true)),
             (529, Value::Null, ("overloaded", true)),
             (307, Value::Null, ("transport", false)),
+            (
+                429,
+                json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}),
+                ("rate_limited", true),
+            ),
+            (
+                429,
+                json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "limit: 0"}}),
+                ("quota", false),
+            ),
+            (
+                400,
+                json!({"error": {"code": 400, "status": "INVALID_ARGUMENT", "details": [
+                    {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"},
+                ]}}),
+                ("auth", false),
+            ),
+            (
+                413,
+                json!({"type": "error", "error": {"type": "request_too_large"}}),
+                ("invalid_request", false),
+            ),
+            (402, json!({"type": "error", "error": {"type": "billing_error"}}), ("quota", false)),
+            (
+                504,
+                json!({"type": "error", "error": {"type": "timeout_error"}}),
+                ("server_error", true),
+            ),
             (418, Value::Null, ("invalid_request", false)),
         ] {
             assert_eq!(kind(Some(status), body.clone()), expected, "{status} {body}");
@@ -240,6 +291,8 @@ mod tests {
             (json!({"error":{"message":"m","code":429}}), ("rate_limited", true)),
             (json!({"object":"error","message":"m","code":"400"}), ("invalid_request", false)),
             (json!([{"error":{"message":"m","code":401}}]), ("auth", false)),
+            (json!({"error":{"message":"m","status":"UNAVAILABLE"}}), ("overloaded", true)),
+            (json!({"type":"error","error":{"type":"billing_error"}}), ("quota", false)),
         ] {
             assert!(ErrorObject::find(&data).is_some(), "{data}");
             assert_eq!(kind(None, data.clone()), expected, "{data}");

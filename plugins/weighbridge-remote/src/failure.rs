@@ -1,13 +1,16 @@
 //! Errors from what a server said: a refusal by status, or an error inside an answer.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
 use weighbridge_core::{Error, ErrorKind, Retry};
 
 use crate::classify::{Class, ErrorObject, classify};
 use crate::emitter::Emitter;
 use crate::exchange::Head;
+use crate::google_rpc::until_daily_reset;
 use crate::http::Http;
-use crate::retry_after::retry_after;
+use crate::retry_after::{date_of, retry_after};
 use crate::text::{MAX_EXCERPT_BYTES, Redactor};
 
 /// Longest message of a server that is repeated.
@@ -47,7 +50,8 @@ pub(crate) fn by_status(http: &Http, head: &Head, body: &[u8], key_name: Option<
     if let Some(code) = object.as_ref().and_then(|o| o.code.as_deref()) {
         error = error.with("code", http.redactor().excerpt(code, 100));
     }
-    if let Some(id) = head.header("x-request-id") {
+    let id = head.header("x-request-id").or_else(|| head.header("request-id"));
+    if let Some(id) = id.or_else(|| document.as_ref()?["request_id"].as_str()) {
         error = error.with("request_id", http.redactor().excerpt(id, 100));
     }
     if kind == ErrorKind::Transport
@@ -59,11 +63,27 @@ pub(crate) fn by_status(http: &Http, head: &Head, body: &[u8], key_name: Option<
     if said.is_empty() && !text.trim().is_empty() {
         error = error.with("body", http.redactor().excerpt(text.trim(), MAX_EXCERPT_BYTES));
     }
-    let is_vetoed = head.header("x-should-retry") == Some("false");
-    if is_retryable && !is_vetoed {
-        error = error.with_retry(Retry::Safe { after: retry_after(&head.headers) });
+    let is_retryable = match head.header("x-should-retry") {
+        Some("false") => false,
+        Some("true") => is_retryable || kind == ErrorKind::ServerError,
+        _ => is_retryable,
+    };
+    if is_retryable {
+        let now = date_of(&head.headers).unwrap_or_else(SystemTime::now);
+        let after = retry_after(&head.headers).max(told_wait(kind, object.as_ref(), now));
+        error = error.with_retry(Retry::Safe { after });
     }
     Refusal::Error(error)
+}
+
+/// The wait that an error itself asks for. A daily quota is not to be asked again before its day is
+/// over, whatever shorter wait is told beside it.
+fn told_wait(kind: ErrorKind, object: Option<&ErrorObject>, now: SystemTime) -> Option<Duration> {
+    let google = &object?.google;
+    match google.is_daily && kind == ErrorKind::RateLimited {
+        true => until_daily_reset(now),
+        false => google.retry_delay.filter(|delay| !delay.is_zero()),
+    }
 }
 
 /// The error that an event or document inside a 200 is.
@@ -83,11 +103,12 @@ pub(crate) fn in_document(document: &Value, redactor: &Redactor) -> Error {
         object.as_ref().and_then(|o| o.message.clone()).unwrap_or_else(|| document.to_string());
     let said = redactor.excerpt(&said, MAX_MESSAGE_BYTES);
     let mut error = Error::new(kind, format!("the server sent an error inside its answer: {said}"));
+    if is_retryable {
+        let after = told_wait(kind, object.as_ref(), SystemTime::now());
+        error = error.with_retry(Retry::Safe { after });
+    }
     if let Some(word) = object.and_then(|o| o.code.or(o.kind)) {
         error = error.with("code", redactor.excerpt(&word, 100));
-    }
-    if is_retryable {
-        error = error.with_retry(Retry::Safe { after: None });
     }
     error
 }

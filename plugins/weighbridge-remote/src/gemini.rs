@@ -60,6 +60,7 @@ impl Wire for Gemini {
             Some(Listed {
                 id: name.strip_prefix("models/").unwrap_or(name).to_owned(),
                 n_ctx: model["inputTokenLimit"].as_u64().and_then(|n| u32::try_from(n).ok()),
+                ..Listed::default()
             })
         });
         let next = document["nextPageToken"].as_str().filter(|token| !token.is_empty());
@@ -223,7 +224,7 @@ mod tests {
                 "nextPageToken": "a+b=",
             }))
             .unwrap();
-        let listed = |id: &str, n_ctx| Listed { id: id.to_owned(), n_ctx };
+        let listed = |id: &str, n_ctx| Listed { n_ctx, ..Listed::new(id) };
         assert_eq!(
             page.models,
             [

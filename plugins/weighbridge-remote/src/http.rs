@@ -70,6 +70,8 @@ pub(crate) struct Call {
     /// Instead of the usual limits for the first byte and for the whole call, where it moves more
     /// than one answer.
     pub(crate) patience: Option<Duration>,
+    /// Time of the whole call that passed before it was begun.
+    pub(crate) waited: Duration,
 }
 
 impl Call {
@@ -81,6 +83,7 @@ impl Call {
             accept: JSON,
             max_bytes: MAX_BODY_BYTES,
             patience: None,
+            waited: Duration::ZERO,
         }
     }
 
@@ -199,7 +202,8 @@ impl Http {
         let start = Instant::now();
         let timers = self.timers.with_patience(call.patience);
         let max_bytes = call.max_bytes;
-        let total = Deadline::within(timers.total, "total");
+        let waited = call.waited;
+        let total = Deadline::within(timers.total.saturating_sub(waited), "total");
         let first_byte = Deadline::within(timers.first_byte, "first_byte");
         // The body counts as sent until it is known that nothing was connected.
         let n_sent = call.body.as_ref().map_or(0, |(_, body)| body.len()) as u64;

@@ -11,6 +11,8 @@ mod emitter;
 mod exchange;
 mod failure;
 mod gemini;
+mod google_rpc;
+mod governor;
 mod http;
 mod logprobs;
 mod messages;

@@ -45,7 +45,7 @@ impl Wire for Messages {
     fn models(&self, document: &Value) -> Option<Page> {
         let models = document["data"].as_array()?.iter().filter_map(|model| {
             let n_ctx = model["max_input_tokens"].as_u64().and_then(|n| u32::try_from(n).ok());
-            Some(Listed { id: model["id"].as_str()?.to_owned(), n_ctx })
+            Some(Listed { n_ctx, ..Listed::new(model["id"].as_str()?) })
         });
         let next = document["last_id"].as_str().filter(|_| document["has_more"] == true);
         Some(Page { models: models.collect(), next: next.map(str::to_owned) })
@@ -172,7 +172,7 @@ mod tests {
                 "has_more": true, "first_id": "claude-a", "last_id": "claude-b",
             }))
             .unwrap();
-        let listed = |id: &str, n_ctx| Listed { id: id.to_owned(), n_ctx };
+        let listed = |id: &str, n_ctx| Listed { n_ctx, ..Listed::new(id) };
         assert_eq!(page.models, [listed("claude-a", Some(200_000)), listed("claude-b", None)]);
         assert_eq!(page.next.as_deref(), Some("claude-b"));
         let next = wire.models_route(Some("a&b"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use weighbridge_core::{Result, Weights, check_options};
 
+use crate::governor::Limits;
 use crate::vendor::{Base, Vendor};
 
 /// Name of the request field that limits generated tokens.
@@ -59,7 +60,7 @@ pub(crate) struct Options {
     pub(crate) api: Api,
     pub(crate) is_verified: bool,
     pub(crate) timers: Timers,
-    pub(crate) max_concurrency: u32,
+    pub(crate) limits: Limits,
     pub(crate) streams: bool,
     pub(crate) max_tokens_field: Option<MaxTokensField>,
     pub(crate) n_ctx: Option<u32>,
@@ -77,6 +78,7 @@ impl Options {
         let seconds = |what: &str| json!({"type": "number", "minimum": 0.001, "maximum": 86_400, "description": what});
         let flag = |what: &str| json!({"type": "boolean", "description": what});
         let text = |what: &str| json!({"type": "string", "description": what});
+        let limit = |what: &str| json!({"type": "integer", "minimum": 1, "description": what});
         let facts = vendor.facts();
         let key = match facts.key_env {
             Some(name) => format!(
@@ -92,7 +94,12 @@ impl Options {
                 "limit until the first byte of the answer; default timeout_s"),
             "idle_timeout_s": seconds("limit between two bytes of the answer; default 60"),
             "max_concurrency": {"type": "integer", "minimum": 1, "maximum": 4096, "default": 8,
-                "description": "calls at once; more are queued"},
+                "description": "most calls at once, fewer while the server pushes back; more are \
+                                queued, which counts as part of timeout_s"},
+            "requests_per_minute": limit("requests in any 60 seconds; default no own limit"),
+            "tokens_per_minute": limit(
+                "tokens in any 60 seconds: a quarter of the body's bytes and max_tokens until the \
+                 real number is known; default no own limit"),
             "stream": {"type": "boolean", "default": true,
                 "description": "stream answers; otherwise each comes as one document"},
             "n_ctx": {"type": "integer", "minimum": 1, "maximum": u32::MAX,
@@ -145,6 +152,7 @@ impl Options {
         let seconds = |name| options.get(name).and_then(Value::as_f64).map(Duration::from_secs_f64);
         let number =
             |name| options.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        let limit = |name| options.get(name).and_then(Value::as_u64);
         let total = seconds("timeout_s").unwrap_or(Duration::from_secs(120));
         Ok(Self {
             model: text("model"),
@@ -161,7 +169,11 @@ impl Options {
                 idle: seconds("idle_timeout_s").unwrap_or(Duration::from_secs(60)),
                 total,
             },
-            max_concurrency: number("max_concurrency").unwrap_or(8),
+            limits: Limits {
+                max_concurrency: number("max_concurrency").unwrap_or(8),
+                requests_per_minute: limit("requests_per_minute"),
+                tokens_per_minute: limit("tokens_per_minute"),
+            },
             streams: flag("stream").unwrap_or(true),
             max_tokens_field: match options.get("max_tokens_field").and_then(Value::as_str) {
                 Some("max_completion_tokens") => Some(MaxTokensField::MaxCompletionTokens),
@@ -190,7 +202,7 @@ mod tests {
         let options = read(json!({})).unwrap();
         assert_eq!(options.timers.total, Duration::from_secs(120));
         assert_eq!(options.timers.first_byte, Duration::from_secs(120));
-        assert_eq!(options.max_concurrency, 8);
+        assert_eq!(options.limits.max_concurrency, 8);
         assert!(options.streams && !options.is_verified);
         assert_eq!(options.max_tokens_field, None);
     }
@@ -203,6 +215,8 @@ mod tests {
             (json!({"stream": "yes"}), "`stream`"),
             (json!({"max_tokens_field": "n"}), "`max_tokens_field`"),
             (json!({"max_concurrency": 0}), "`max_concurrency`"),
+            (json!({"requests_per_minute": 0}), "`requests_per_minute`"),
+            (json!({"tokens_per_minute": 1.5}), "`tokens_per_minute`"),
         ] {
             let error = read(options).unwrap_err();
             assert!(error.message().contains(part), "{error}");

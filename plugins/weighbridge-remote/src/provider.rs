@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use weighbridge_core::{
     Backend, Egress, EmbedRequest, EngineInfo, Error, ErrorKind, ModelCard, ModelListing, ModelRef,
     OpenContext, Placement, Probe, Provider, ProviderInfo, RequestOption, Result, Secret, Weights,
@@ -15,6 +14,7 @@ use crate::address::{Address, Place};
 use crate::backend::RemoteBackend;
 use crate::batch;
 use crate::failure::{Refusal, by_status};
+use crate::governor::{Account, Gate};
 use crate::http::{Call, Credentials, Http};
 use crate::options::{Options, Timers};
 use crate::runtime;
@@ -56,6 +56,7 @@ struct Server {
     wire: Box<dyn Wire>,
     place: Place,
     key_name: Option<String>,
+    account: Account,
 }
 
 /// Where a model is and what it is called there.
@@ -134,7 +135,7 @@ impl Provider for Remote {
             // The server is here and the model is not: what is asked of it leaves this machine.
             egress.permit(host, false)?;
         }
-        Ok(Arc::new(self.backend(&listed, server, &options)))
+        Ok(Arc::new(self.backend(&listed, server, &options)?))
     }
 }
 
@@ -205,9 +206,11 @@ impl Remote {
         let (key_name, key) = key(&facts, &address, options, context)?;
         let credentials =
             Credentials { key: key.as_ref(), key_header: facts.key_header, headers: facts.headers };
+        let account = Account::new(address.origin().to_string(), key.as_ref());
         let http =
             Http::new(address, place.is_loopback, credentials, egress.clone(), options.timers)?;
-        Ok(Server { http: Arc::new(http), wire: self.vendor.wire(options), place, key_name })
+        let wire = self.vendor.wire(options);
+        Ok(Server { http: Arc::new(http), wire, place, key_name, account })
     }
 
     fn card(&self, listed: &Listed, server: &Server, options: &Options) -> ModelCard {
@@ -252,7 +255,7 @@ impl Remote {
         ModelListing::new(model, card)
     }
 
-    fn backend(&self, listed: &Listed, server: Server, options: &Options) -> RemoteBackend {
+    fn backend(&self, listed: &Listed, server: Server, options: &Options) -> Result<RemoteBackend> {
         let jobs = batch::of(self.vendor);
         let card = self.card(listed, &server, options);
         let mut capabilities = server.wire.capabilities(&card.id);
@@ -271,20 +274,26 @@ impl Remote {
         // Of these two, what the model could do: what it was loaded with is not told.
         let is_served = !matches!(self.vendor, Vendor::Ollama | Vendor::LmStudio);
         capabilities.n_ctx = options.n_ctx.or(listed.n_ctx.filter(|_| is_served));
-        capabilities.max_concurrency = Some(options.max_concurrency);
+        capabilities.max_concurrency = Some(options.limits.max_concurrency);
         if server.wire.embed_call(&card.id, &EmbedRequest::default()).is_some() {
             let known = listed.n_dims.or_else(|| server.wire.embedding_size(&card.id));
             capabilities.embeddings = options.dimensions.or(known);
         }
-        RemoteBackend {
+        let gate = Gate::open(
+            server.account.clone().of_model(&card.id),
+            server.http.address().authority(),
+            options.limits,
+            options.timers.total,
+        )?;
+        Ok(RemoteBackend {
             card,
             capabilities,
             http: server.http,
             wire: server.wire,
             key_name: server.key_name,
-            permits: Semaphore::new(options.max_concurrency as usize),
+            gate,
             jobs,
-        }
+        })
     }
 }
 

@@ -35,7 +35,7 @@ fn wires() -> impl Iterator<Item = (&'static str, Box<dyn Wire>)> {
 }
 
 fn asked(wire: &dyn Wire, request: &Request) -> Value {
-    let capabilities = wire.capabilities();
+    let capabilities = wire.capabilities("m");
     match capabilities.check(request).and_then(|dropped| wire.body("m", request, &dropped)) {
         Ok(body) => body.into(),
         Err(error) => error.to_string().into(),
@@ -239,7 +239,7 @@ fn embeddings_and_token_counts() {
             _ => "unsupported".into(),
         };
         let counted = call(wire.count_call("m", &Prompt::user("Hi")));
-        assert_eq!(counted.is_object(), wire.capabilities().count_tokens, "{name}");
+        assert_eq!(counted.is_object(), wire.capabilities("m").count_tokens, "{name}");
         let embedded = call(wire.embed_call("text-embedding-3-small", &texts));
         table.insert(name, json!({"embed": embedded, "count": counted}));
     }

@@ -1,6 +1,6 @@
 //! How long a server asks to wait.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
 
@@ -15,11 +15,42 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let millis = text(headers, "retry-after-ms").and_then(|ms| seconds(ms, 1e-3));
     millis.or_else(|| {
         let hint = text(headers, RETRY_AFTER.as_str())?;
-        seconds(hint, 1.0).or_else(|| date(hint, text(headers, DATE.as_str())?))
+        seconds(hint, 1.0).or_else(|| date(hint, date_of(headers)?))
     })
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// The response's own `Date`.
+pub(crate) fn date_of(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(text(headers, DATE.as_str())?).ok()
+}
+
+/// A duration as servers write them: `46s`, `6m0s`, `100ms`, `10h17m5.7s`. `None` for anything else
+/// and for more than a week.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (number, tail) = rest.split_at(rest.find(|c: char| c.is_ascii_alphabetic())?);
+        let (unit, tail) =
+            tail.split_at(tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len()));
+        let unit = match unit {
+            "d" => 86_400.0,
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        seconds += number.parse::<f64>().ok().filter(|n| *n >= 0.0)? * unit;
+        rest = tail;
+    }
+    let duration = Duration::try_from_secs_f64(seconds).ok()?;
+    (!text.is_empty() && duration <= MAX_WAIT).then_some(duration)
+}
+
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
@@ -28,9 +59,8 @@ fn seconds(text: &str, unit: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok().and_then(sensible)
 }
 
-fn date(hint: &str, now: &str) -> Option<Duration> {
+fn date(hint: &str, now: SystemTime) -> Option<Duration> {
     let until = httpdate::parse_http_date(hint).ok()?;
-    let now = httpdate::parse_http_date(now).ok()?;
     until.duration_since(now).ok().and_then(sensible)
 }
 
@@ -41,6 +71,7 @@ fn sensible(wait: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use reqwest::header::{HeaderName, HeaderValue};
 
     fn hint(headers: &[(&str, &str)]) -> Option<Duration> {
@@ -93,6 +124,9 @@ mod tests {
             ("Thu, 21 Oct 2027 07:28:00 GMT", None),
             ("Wed, 32 Oct 2015 07:28:10 GMT", None),
             ("2015-10-21T07:28:10Z", None),
+            ("Wed, 21 Oct 2015 07:28:10 +0200", None),
+            ("2.", ms(2000)),
+            ("1_000", None),
         ] {
             assert_eq!(hint(&[now, ("retry-after", value)]), wait, "{value}");
         }
@@ -100,5 +134,65 @@ mod tests {
         assert_eq!(hint(&[("retry-after-ms", "250"), ("retry-after", "9")]), ms(250));
         assert_eq!(hint(&[("retry-after-ms", "x"), ("retry-after", "9")]), ms(9000));
         assert_eq!(hint(&[]), None);
+    }
+
+    #[test]
+    fn durations_are_read_as_servers_write_them() {
+        for (text, millis) in [
+            ("46s", Some(46_000)),
+            ("6m0s", Some(360_000)),
+            ("100ms", Some(100)),
+            ("1h2m", Some(3_720_000)),
+            ("10h17m5.7s", Some(37_025_700)),
+            ("1d2h", Some(93_600_000)),
+            ("0s", Some(0)),
+            ("250us", Some(0)),
+            ("7d", Some(604_800_000)),
+            ("7d1s", None),
+            ("", None),
+            ("5", None),
+            ("-5s", None),
+            ("5x", None),
+            ("s", None),
+            ("1s1", None),
+            ("NaNs", None),
+            ("infs", None),
+            ("1e400s", None),
+            ("5 s", None),
+        ] {
+            assert_eq!(duration(text).map(|d| d.as_millis()), millis, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_panics_or_asks_for_the_absurd(
+            hint in header_value(), millis in header_value(), date in header_value(),
+        ) {
+            let headers = [("retry-after", hint), ("retry-after-ms", millis), ("date", date)];
+            let map = headers.into_iter().filter_map(|(name, bytes)| {
+                Some((name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(&bytes).ok()?))
+            });
+            if let Some(wait) = retry_after(&map.collect()) {
+                prop_assert!(!wait.is_zero() && wait <= MAX_WAIT);
+            }
+        }
+
+        #[test]
+        fn no_duration_panics_or_is_absurd(text in "([-+]?[0-9.e_]{0,9}(d|h|m|s|ms|us|x|é|)){0,4}") {
+            prop_assert!(duration(&text).is_none_or(|wait| wait <= MAX_WAIT));
+        }
+    }
+
+    /// Numbers, dates and any other bytes.
+    fn header_value() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            any::<f64>().prop_map(|n| n.to_string().into_bytes()),
+            (-1_000_000_i64..1_000_000).prop_map(|n| n.to_string().into_bytes()),
+            "[-+]?[0-9]{0,30}(\\.[0-9]{0,30})?(e[-+]?[0-9]{1,9})?".prop_map(String::into_bytes),
+            "(Wed|Thu), [0-9]{2} (Oct|Feb) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+                .prop_map(String::into_bytes),
+            proptest::collection::vec(any::<u8>(), 0..40),
+        ]
     }
 }

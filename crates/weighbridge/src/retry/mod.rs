@@ -1,7 +1,6 @@
 //! Trying again: when it is worth it, how long to wait first, and when to leave a service alone.
 //!
-//! A run and [`Retrying`] go by the same rules. They are pure functions of what happened and when,
-//! kept per model in [`Retries`]:
+//! A run and [`Retrying`] go by the same rules, which are functions of what happened and when:
 //!
 //! - Only failures between us and the answer are tried again, only where the error says that this
 //!   is safe, and never after content was shown.
@@ -17,12 +16,12 @@ mod backend;
 mod breaker;
 mod budget;
 
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
-use std::pin::pin;
 use tokio::sync::Notify;
 use weighbridge_core::{Error, ErrorKind, Result, Retry};
 
@@ -272,7 +271,7 @@ async fn sleep(duration: Duration) {
 }
 
 /// What the future comes to, unless `limit` passes first.
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     match select(pin!(future), pin!(sleep(limit))).await {
         Either::Left((value, _)) => Some(value),
         Either::Right(_) => None,

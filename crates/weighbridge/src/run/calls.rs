@@ -9,11 +9,11 @@ use weighbridge_core::{
 
 use crate::plan::{cost_usd, request_digest};
 use crate::record::ObservationRecord;
-use crate::retry::{Failed, Next, RetryPolicy};
+use crate::retry::{Failed, Next, RetryPolicy, within};
 use crate::runlog::{Digest, IntentRecord, OutcomeRecord, Placement};
 
 use super::CallId;
-use super::lanes::{Made, Shared, with_deadline};
+use super::lanes::{Made, Shared};
 
 /// After so many probes of a service that is down, some 25 s after it went down, it is left alone:
 /// the run can be resumed.
@@ -109,8 +109,7 @@ pub(super) async fn make(shared: &Shared<'_>, call: Call) -> Result<Made> {
 
         let started = Instant::now();
         let mut sink = FirstContent { started, ttft: None };
-        let generated =
-            with_deadline(arm.backend.generate(&call.request, &mut sink), timeout).await;
+        let generated = within(timeout, arm.backend.generate(&call.request, &mut sink)).await;
         let total = started.elapsed();
         let result = generated.unwrap_or_else(|| {
             Err(Error::new(ErrorKind::Timeout, "the call was given up at its deadline")

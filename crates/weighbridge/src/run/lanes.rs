@@ -325,16 +325,3 @@ pub(super) enum Made {
     /// It was not made, because the candidate was stopped.
     Not,
 }
-
-/// Waits, or less if the future ends first.
-pub(super) async fn with_deadline<T>(
-    future: impl Future<Output = T>,
-    deadline: std::time::Duration,
-) -> Option<T> {
-    let future = pin!(future);
-    let timer = pin!(tokio::time::sleep(deadline));
-    match select(future, timer).await {
-        Either::Left((value, _)) => Some(value),
-        Either::Right(_) => None,
-    }
-}

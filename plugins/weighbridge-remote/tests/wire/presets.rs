@@ -9,8 +9,8 @@ use weighbridge_core::{
 };
 use weighbridge_remote::{Remote, Vendor};
 
-use crate::player::{Act, Player, answer, json as json_answer};
 use crate::support::{Ledger, context};
+use weighbridge_testkit::player::{Act, Player, answer, json as json_answer};
 
 fn document(document: &Value) -> Vec<Act> {
     vec![json_answer("200 OK", &document.to_string())]
@@ -40,7 +40,7 @@ fn open_within(
 
 fn routes(player: &Player) -> Vec<String> {
     let line = |head: &str| head.lines().next().unwrap_or_default().to_owned();
-    player.seen().iter().map(|seen| line(&seen.head)).collect()
+    player.journal().iter().map(|seen| line(&seen.head)).collect()
 }
 
 fn tags() -> Value {
@@ -59,7 +59,7 @@ fn an_ollama_model_says_what_it_is() {
     let player = Player::start(vec![document(&tags()), document(&shown)]);
     let backend = open(Vendor::Ollama, "a:latest", &player, json!({"verified": true})).unwrap();
     assert_eq!(routes(&player), ["GET /api/tags HTTP/1.1", "POST /api/show HTTP/1.1"]);
-    assert_eq!(player.seen()[1].body, r#"{"model":"a:latest"}"#);
+    assert_eq!(player.journal()[1].body, r#"{"model":"a:latest"}"#);
     let card = backend.card();
     assert_eq!(card.weights, Weights::Open);
     assert_eq!(card.placement, Placement::LocalServer { verified: true });
@@ -159,7 +159,7 @@ fn tokens_are_counted_and_texts_embedded() {
     let backend = open(Vendor::Vllm, "m", &player, json!({})).unwrap();
     let error = block_on(backend.embed(&request)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert_eq!(player.seen().len(), 1);
+    assert_eq!(player.journal().len(), 1);
     let player = Player::start(vec![absent(), vec![answer("429 Too Many Requests", "", "{}")]]);
     let backend = open(Vendor::Vllm, "m", &player, json!({"dimensions": 2})).unwrap();
     let error = block_on(backend.count_tokens(&Prompt::user("Hi"))).unwrap_err();
@@ -193,5 +193,5 @@ fn openai_speaks_responses_unless_told_otherwise() {
         "a response is no chat completion"
     );
     assert_eq!(routes(&player)[1], "POST /v1/chat/completions HTTP/1.1");
-    assert!(!player.seen()[1].body.contains("temperature"));
+    assert!(!player.journal()[1].body.contains("temperature"));
 }
