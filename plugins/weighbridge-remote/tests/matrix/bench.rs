@@ -102,9 +102,7 @@ impl Wire {
             .with_options(fields.clone())
             .with_egress(Egress::grant(scope, ledger))
             .with_secrets(Arc::new(keys));
-        let plugins: &[(&'static str, fn() -> weighbridge_core::Plugin)] =
-            &[("weighbridge_remote", weighbridge_remote::plugin)];
-        let registry = weighbridge_core::Registry::linked(plugins).unwrap();
+        let registry = weighbridge_core::link_plugins!(weighbridge_remote).unwrap();
         let model: ModelRef = format!("{provider}:m").parse().unwrap();
         block_on(registry.provider(provider).unwrap().open(&model, &context))
     }
