@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 /// Processor, cores, memory and load.
-pub(crate) fn describe() -> Value {
+pub fn describe() -> Value {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
@@ -25,12 +25,12 @@ pub(crate) fn describe() -> Value {
 }
 
 /// Runnable tasks over the last minute.
-pub(crate) fn load_average() -> Option<f64> {
+pub fn load_average() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// The commit that was built, with `+` if files differ from it.
-pub(crate) fn commit() -> Option<String> {
+pub fn commit() -> Option<String> {
     let git = |args: &[&str]| {
         let output = Command::new("git").args(args).output().ok()?;
         let text = String::from_utf8(output.stdout).ok()?;
@@ -43,17 +43,17 @@ pub(crate) fn commit() -> Option<String> {
 
 /// Memory of this process, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// Resident pages that belong to no file: heap, buffers, key-value cache, copies of weights.
-    pub(crate) anonymous: u64,
+    pub anonymous: u64,
     /// Resident pages of the model's file. They are the page cache's own.
-    pub(crate) mapped: u64,
+    pub mapped: u64,
     /// Pages of the file's mapping that were written to and so became copies.
-    pub(crate) mapped_copies: u64,
+    pub mapped_copies: u64,
 }
 
 /// What this process holds now, with the pages of one file apart.
-pub(crate) fn memory(file: &Path) -> Option<Memory> {
+pub fn memory(file: &Path) -> Option<Memory> {
     Some(parse_smaps(&fs::read_to_string("/proc/self/smaps").ok()?, file.to_str()?))
 }
 

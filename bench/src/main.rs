@@ -5,29 +5,24 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program talks to its user.
 
 mod goals;
-mod machine;
 mod ours;
 mod peers;
-mod report;
 mod sections;
-mod series;
 mod server;
 mod workload;
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use serde_json::json;
+use weighbridge_bench::report::Report;
+use weighbridge_bench::{Result, machine};
 use weighbridge_core::link_plugins;
 
 use crate::peers::Peers;
-use crate::report::Report;
 use crate::sections::{Bench, Section, Sizes};
 use crate::workload::Draw;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Measures the local engines.
 #[derive(Debug, Parser)]

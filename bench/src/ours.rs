@@ -12,7 +12,7 @@ use weighbridge_core::{
     ModelRef, OpenContext, Prompt, Registry, Request, Sampling, TokenId,
 };
 
-use crate::Result;
+use weighbridge_bench::Result;
 
 /// Tokens of the prompt before a measured decode.
 pub(crate) const N_SHORT_PROMPT: usize = 16;

@@ -5,9 +5,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::Result;
 use crate::ours::N_SHORT_PROMPT;
 use crate::server::Server;
+use weighbridge_bench::Result;
 
 /// Tokens of a logical and of a physical batch, for every peer that has such a thing; llama.cpp's
 /// own defaults, written out.

@@ -10,33 +10,33 @@ use crate::series::Series;
 
 /// One quantity, of which more is better: ours, and beside it those of peers from the same rounds.
 #[derive(Debug)]
-pub(crate) struct Comparison {
+pub struct Comparison {
     /// What is measured, with lengths.
-    pub(crate) what: String,
-    /// Name of the model's file without ending.
-    pub(crate) model: String,
+    pub what: String,
+    /// What is asked: the name of a model's file without ending, or the form of an answer.
+    pub model: String,
     /// Unit of the rates.
-    pub(crate) unit: &'static str,
+    pub unit: &'static str,
     /// Name and rates of ours.
-    pub(crate) ours: (String, Series),
+    pub ours: (String, Series),
     /// Those of the peers.
-    pub(crate) peers: Vec<Peer>,
+    pub peers: Vec<Peer>,
 }
 
 /// A peer's rates and what ours are to be over them.
 #[derive(Debug)]
-pub(crate) struct Peer {
-    pub(crate) name: String,
-    pub(crate) rates: Series,
-    pub(crate) goal: Option<f64>,
+pub struct Peer {
+    /// Name of the peer.
+    pub name: String,
+    /// Its rates, of the same rounds as ours.
+    pub rates: Series,
+    /// What our rate over its is to be at least.
+    pub goal: Option<f64>,
 }
 
 impl Peer {
-    pub(crate) fn new(
-        name: impl Into<String>,
-        rates: Series,
-        goal: impl Into<Option<f64>>,
-    ) -> Self {
+    /// A peer, with or without a goal.
+    pub fn new(name: impl Into<String>, rates: Series, goal: impl Into<Option<f64>>) -> Self {
         Self { name: name.into(), rates, goal: goal.into() }
     }
 }
@@ -44,7 +44,7 @@ impl Peer {
 /// Everything of a run. Written to its file whenever something is added, so that a run that was
 /// broken off leaves what it had.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub struct Report {
     file: PathBuf,
     about: Value,
     comparisons: Vec<Value>,
@@ -55,19 +55,19 @@ pub(crate) struct Report {
 
 impl Report {
     /// An empty report with the facts of the run.
-    pub(crate) fn new(file: PathBuf, about: Value) -> Self {
+    pub fn new(file: PathBuf, about: Value) -> Self {
         let (comparisons, findings) = (Vec::new(), Vec::new());
         Self { file, about, comparisons, findings, n_goals: 0, n_missed: 0 }
     }
 
     /// Adds a fact about the run.
-    pub(crate) fn note(&mut self, name: &str, value: Value) -> Result<()> {
+    pub fn note(&mut self, name: &str, value: Value) -> Result<()> {
         self.about[name] = value;
         self.save()
     }
 
     /// Adds and prints a comparison.
-    pub(crate) fn compare(&mut self, comparison: Comparison) -> Result<()> {
+    pub fn compare(&mut self, comparison: Comparison) -> Result<()> {
         let Comparison { what, model, unit, ours: (name, ours), peers } = comparison;
         println!("\n{model}  {what}, {unit}");
         println!("  {}", row(&name, &ours));
@@ -100,7 +100,7 @@ impl Report {
     }
 
     /// Adds and prints what is no comparison of rates. `met`: whether what must hold did.
-    pub(crate) fn find(
+    pub fn find(
         &mut self,
         model: &str,
         what: &str,
@@ -116,7 +116,7 @@ impl Report {
     }
 
     /// Prints how many goals were met and where the report lies.
-    pub(crate) fn finish(&self) {
+    pub fn finish(&self) {
         let n_met = self.n_goals - self.n_missed;
         println!("\n{n_met} of {} goals met; {}", self.n_goals, self.file.display());
     }

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
+use weighbridge_bench::Result;
+use weighbridge_bench::machine::{Memory, memory};
+use weighbridge_bench::report::{Comparison, Peer, Report};
+use weighbridge_bench::series::Series;
 use weighbridge_core::{Likelihood, Registry};
 
-use crate::machine::{Memory, memory};
+use crate::goals;
 use crate::ours::Ours;
 use crate::peers::{Peers, Rates};
-use crate::report::{Comparison, Peer, Report};
-use crate::series::Series;
 use crate::workload::{Draw, N_FULL_PROMPT_TOKENS, N_OPTIONS};
-use crate::{Result, goals};
 
 /// Provider ids.
 const LLAMA_CPP: &str = "llama-cpp";

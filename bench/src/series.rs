@@ -4,21 +4,21 @@ use serde_json::{Value, json};
 
 /// Values of one quantity, in the order of the rounds.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Series(Vec<f64>);
+pub struct Series(Vec<f64>);
 
 impl Series {
     /// Nothing measured yet.
-    pub(crate) const fn empty() -> Self {
+    pub const fn empty() -> Self {
         Self(Vec::new())
     }
 
     /// Adds the value of the next round.
-    pub(crate) fn push(&mut self, value: f64) {
+    pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
     /// The middle value, or the mean of the two middle ones. NaN if nothing was measured.
-    pub(crate) fn median(&self) -> f64 {
+    pub fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         match sorted.len() {
@@ -28,21 +28,24 @@ impl Series {
         }
     }
 
-    pub(crate) fn min(&self) -> f64 {
+    /// The least value; NaN if nothing was measured.
+    pub fn min(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::min)
     }
 
-    pub(crate) fn max(&self) -> f64 {
+    /// The greatest value; NaN if nothing was measured.
+    pub fn max(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::max)
     }
 
     /// This over the other, round by round: what disturbs the machine for longer than a round
     /// disturbs both.
-    pub(crate) fn over(&self, other: &Self) -> Self {
+    pub fn over(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }
 
-    pub(crate) fn to_json(&self) -> Value {
+    /// Median, range and all values.
+    pub fn to_json(&self) -> Value {
         json!({ "median": self.median(), "min": self.min(), "max": self.max(), "values": self.0 })
     }
 }

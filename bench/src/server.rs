@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use weighbridge_core::TokenId;
 
-use crate::Result;
+use weighbridge_bench::Result;
 
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Of one request, which may wait for all others.

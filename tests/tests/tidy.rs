@@ -31,7 +31,15 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("weighbridge-llama-cpp", &["weighbridge-core", "weighbridge-engine", "weighbridge-models"]),
     ("weighbridge-remote", &["weighbridge-core"]),
     ("xtask", &[]),
-    ("weighbridge-bench", &["weighbridge-core", "weighbridge-candle", "weighbridge-llama-cpp"]),
+    (
+        "weighbridge-bench",
+        &[
+            "weighbridge-core",
+            "weighbridge-candle",
+            "weighbridge-llama-cpp",
+            "weighbridge-remote",
+        ],
+    ),
     ("weighbridge-tests", &[]),
     ("example-library", &["weighbridge", "weighbridge-candle"]),
 ];
