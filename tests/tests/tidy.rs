@@ -33,12 +33,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("xtask", &[]),
     (
         "weighbridge-bench",
-        &[
-            "weighbridge-core",
-            "weighbridge-candle",
-            "weighbridge-llama-cpp",
-            "weighbridge-remote",
-        ],
+        &["weighbridge-core", "weighbridge-candle", "weighbridge-llama-cpp", "weighbridge-remote"],
     ),
     ("weighbridge-tests", &[]),
     ("example-library", &["weighbridge", "weighbridge-candle"]),

@@ -13,6 +13,8 @@ use weighbridge::{
     Result, Suite, Weights, block_on, suite,
 };
 
+use crate::keys::VENDOR_KEYS;
+
 /// What the user said.
 pub(crate) struct Wanted<'a> {
     pub(crate) data: &'a Path,
@@ -31,13 +33,6 @@ const INPUT_COLUMNS: [&str; 10] = [
 /// Columns that usually hold the right answer.
 const TARGET_COLUMNS: [&str; 7] =
     ["target", "answer", "expected", "label", "gold", "reference", "output"];
-/// Keys that are looked for, and the model name that would use them.
-const KEYS: [(&str, &str); 4] = [
-    ("ANTHROPIC_API_KEY", "anthropic:MODEL"),
-    ("OPENAI_API_KEY", "openai:MODEL"),
-    ("GEMINI_API_KEY", "gemini:MODEL"),
-    ("OPENROUTER_API_KEY", "openrouter:MODEL"),
-];
 /// Folders in which model folders are looked for.
 const MODEL_DIRS: [&str; 2] = [".", "models"];
 
@@ -157,7 +152,7 @@ struct FoundModel {
 
 fn find_models(environment: &Environment, offline: bool) -> Found {
     let mut found = Found { models: Vec::new(), lines: Vec::new() };
-    for (key, model) in KEYS {
+    for (key, model) in VENDOR_KEYS {
         let state = match environment.secrets.secret(key) {
             Some(_) => format!("is set; use it with --current {model}"),
             None => "is not set".to_owned(),

@@ -12,6 +12,7 @@ use weighbridge::{
     Environment, Error, ErrorKind, Plan, Result, Start, Suite, Unobserved, evaluate, suite,
 };
 
+use crate::keys::{KeyArgs, tell};
 use crate::progress::Progress;
 use crate::{
     EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_REPORT, EXIT_OK, discover, environment, hint,
@@ -68,6 +69,8 @@ pub(crate) struct EvalArgs {
     /// Let the exit code say whether the challenger holds; see below
     #[arg(long)]
     pub(crate) gate: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// How this program was called, for the commands it prints
     #[arg(long, hide = true)]
     pub(crate) called_as: Option<String>,
@@ -91,7 +94,8 @@ Exit codes:
   3  there is no report: wrong usage, or no model answered";
 
 pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
-    let environment = environment()?;
+    let keys = args.keys.places()?;
+    let environment = environment(&keys)?;
     let (mut suite, proposed) = read_suite(args, &environment)?;
     suite.run.offline |= args.offline;
     if args.limit.is_some() {
@@ -107,7 +111,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<u8> {
         suite.defines.insert(name.to_owned(), value.to_owned());
     }
     let name = suite.name.clone();
-    let plan = Plan::prepare(suite, &environment)?;
+    let plan = Plan::prepare(suite, &environment);
+    tell(&keys);
+    let plan = plan?;
     if let Some(notice) = &plan.suite.notice {
         eprintln!("{notice}");
     }

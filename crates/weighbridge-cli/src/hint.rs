@@ -25,6 +25,9 @@ pub(crate) fn resume_command(args: &EvalArgs, suite: Option<&Path>, dir: &Path) 
     if args.offline {
         words.push("--offline".to_owned());
     }
+    if let Some(file) = &args.keys.key_file {
+        words.extend(["--key-file".to_owned(), file.display().to_string()]);
+    }
     if args.gate {
         words.push("--gate".to_owned());
     }

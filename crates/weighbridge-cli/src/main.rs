@@ -4,6 +4,7 @@
 mod discover;
 mod eval;
 mod hint;
+mod keys;
 mod plugins;
 mod progress;
 mod serve;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use weighbridge::{Environment, Error, ErrorKind, Registry, Result, Secret, Secrets};
+use weighbridge::{Environment, Error, ErrorKind, Keys, Registry, Result};
 
 /// A report was written, and the gate, if one was asked for, holds.
 const EXIT_OK: u8 = 0;
@@ -41,6 +42,8 @@ enum Command {
     Try(try_model::TryArgs),
     /// Serve a model to other programs on this machine, over OpenAI's Chat Completions
     Serve(serve::ServeArgs),
+    /// Keep, list and remove the keys of models behind APIs
+    Keys(keys::KeysArgs),
     /// List the kinds of models this program can open and the ways it can judge answers
     Plugins,
 }
@@ -56,6 +59,7 @@ Examples:
   weighbridge eval suite.toml";
 
 fn main() -> ExitCode {
+    leave_no_core();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Try(args) => try_model::run(args).map(|()| EXIT_OK),
         Command::Serve(args) => serve::run(args).map(|()| EXIT_OK),
+        Command::Keys(args) => keys::run(args).map(|()| EXIT_OK),
         Command::Plugins => plugins::run().map(|()| EXIT_OK),
     };
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
@@ -79,6 +84,18 @@ fn main() -> ExitCode {
         }
         // The panic's message is on standard error already.
         Err(_) => ExitCode::from(EXIT_NO_REPORT),
+    }
+}
+
+/// A core file would hold the keys.
+fn leave_no_core() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Core);
+        limit.current = Some(0);
+        // To lower one's own limit is always permitted.
+        let _ = setrlimit(Resource::Core, limit);
     }
 }
 
@@ -107,16 +124,6 @@ fn registry() -> Result<Registry> {
     ])
 }
 
-/// Keys from the environment, where most people keep them.
-#[derive(Debug)]
-struct EnvSecrets;
-
-impl Secrets for EnvSecrets {
-    fn secret(&self, name: &str) -> Option<Secret> {
-        std::env::var(name).ok().filter(|value| !value.trim().is_empty()).map(Secret::new)
-    }
-}
-
-fn environment() -> Result<Environment> {
-    Ok(Environment::new(registry()?).with_secrets(Arc::new(EnvSecrets)))
+fn environment(keys: &Arc<Keys>) -> Result<Environment> {
+    Ok(Environment::new(registry()?).with_secrets(Arc::clone(keys) as _))
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use weighbridge::Result;
 use weighbridge_server::Server;
 
+use crate::keys::KeyArgs;
 use crate::try_model::open;
 
 #[derive(Args)]
@@ -29,10 +30,12 @@ pub(crate) struct ServeArgs {
     /// Open no outgoing connection: only models that run in this process
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<()> {
-    let backend = open(&args.model, args.offline)?;
+    let backend = open(&args.model, args.offline, &args.keys)?;
     let name = args.name.clone().unwrap_or_else(|| backend.card().id.clone());
     let mut server = Server::new([(name, backend)]);
     if let Some(journal) = &args.journal {

@@ -9,6 +9,8 @@ use weighbridge::{
     plan::Ledger,
 };
 
+use crate::keys::{KeyArgs, tell};
+
 #[derive(Args)]
 pub(crate) struct TryArgs {
     /// The model, as PROVIDER:LOCATION, for instance candle:models/my-model or
@@ -22,10 +24,12 @@ pub(crate) struct TryArgs {
     /// Open no connection at all: only models that run in this process
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 pub(crate) fn run(args: &TryArgs) -> Result<()> {
-    let backend = open(&args.model, args.offline)?;
+    let backend = open(&args.model, args.offline, &args.keys)?;
     let request = Request::user(&args.prompt).with_max_tokens(args.max_tokens);
     let mut printed = Ok(());
     let mut sink = |event: Event<'_>| {
@@ -56,8 +60,9 @@ pub(crate) fn run(args: &TryArgs) -> Result<()> {
 }
 
 /// Opens one model by name.
-pub(crate) fn open(model: &str, offline: bool) -> Result<Arc<dyn Backend>> {
-    let environment = crate::environment()?;
+pub(crate) fn open(model: &str, offline: bool, keys: &KeyArgs) -> Result<Arc<dyn Backend>> {
+    let keys = keys.places()?;
+    let environment = crate::environment(&keys)?;
     let model: ModelRef = model.parse()?;
     let provider = environment.registry.provider(&model.provider)?;
     let mut context = OpenContext::new().with_secrets(Arc::clone(&environment.secrets));
@@ -65,5 +70,7 @@ pub(crate) fn open(model: &str, offline: bool) -> Result<Arc<dyn Backend>> {
         context =
             context.with_egress(Egress::grant(EgressScope::Network, Arc::new(Ledger::default())));
     }
-    block_on(provider.open(&model, &context))
+    let backend = block_on(provider.open(&model, &context));
+    tell(&keys);
+    backend
 }

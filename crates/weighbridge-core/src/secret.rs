@@ -33,6 +33,12 @@ impl fmt::Debug for Secret {
 pub trait Secrets: fmt::Debug + Send + Sync {
     /// The secret of that name, for instance `OPENAI_API_KEY`.
     fn secret(&self, name: &str) -> Option<Secret>;
+
+    /// Where that secret was looked for in vain, and why it was not found there, fit to follow
+    /// "no key for …: ". Never holds a value.
+    fn why_missing(&self, name: &str) -> String {
+        format!("the secret `{name}` is not set")
+    }
 }
 
 /// A source without any secret.

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod data;
 pub mod eval;
 pub mod evaluators;
+pub mod keys;
 pub mod plan;
 pub mod prompt;
 pub mod record;
@@ -17,6 +18,7 @@ pub mod suite;
 pub mod verdict;
 
 pub use eval::{Evaluation, evaluate, evaluate_suite};
+pub use keys::Keys;
 pub use plan::{Environment, Plan};
 pub use retry::{RetryPolicy, Retrying};
 pub use run::{Observer, RunEvent, Start, Unobserved};

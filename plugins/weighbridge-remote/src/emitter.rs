@@ -18,6 +18,14 @@ pub(crate) struct Ending {
     pub(crate) raw: Option<String>,
 }
 
+/// Where content goes; arguments by the index of their tool call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channel {
+    Text,
+    Reasoning,
+    ToolArgs(usize),
+}
+
 /// The one way from a wire to the sink.
 pub(crate) struct Emitter<'a> {
     sink: &'a mut dyn EventSink,
@@ -31,6 +39,9 @@ pub(crate) struct Emitter<'a> {
     text: String,
     reasoning: String,
     tool_calls: Vec<ToolCall>,
+    /// The channel that was written last, and how much of it was pushed: an end that may be the
+    /// beginning of the key waits for what follows.
+    open: (Channel, usize),
     opaque: Vec<(String, Value)>,
     logprobs: Vec<TokenLogprob>,
     usage: Usage,
@@ -55,6 +66,7 @@ impl<'a> Emitter<'a> {
             text: String::new(),
             reasoning: String::new(),
             tool_calls: Vec::new(),
+            open: (Channel::Text, 0),
             opaque: Vec::new(),
             logprobs: Vec::new(),
             usage: Usage::default(),
@@ -67,7 +79,7 @@ impl<'a> Emitter<'a> {
         self.is_stopped
     }
 
-    /// Content reached the sink, so the call must not be repeated silently.
+    /// Content came, so the call must not be repeated silently.
     pub(crate) fn has_content(&self) -> bool {
         self.has_content
     }
@@ -108,17 +120,11 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn text(&mut self, text: &str) {
-        if self.takes_content(text) {
-            self.text.push_str(text);
-            self.push(Event::Text(text.into()));
-        }
+        self.content(Channel::Text, text);
     }
 
     pub(crate) fn reasoning(&mut self, text: &str) {
-        if self.takes_content(text) {
-            self.reasoning.push_str(text);
-            self.push(Event::Reasoning(text.into()));
-        }
+        self.content(Channel::Reasoning, text);
     }
 
     /// Begins a tool call; `index` is its position, one after the last begun.
@@ -126,22 +132,22 @@ impl<'a> Emitter<'a> {
         if self.is_stopped {
             return;
         }
+        self.release();
         self.note_content();
         let index = self.tool_calls.len();
+        let (id, name) = (self.redactor.redact(id), self.redactor.redact(name));
+        self.push(Event::ToolStart { index, id: id.as_str().into(), name: name.as_str().into() });
         self.tool_calls.push(ToolCall::new(id, name, ""));
-        self.push(Event::ToolStart { index, id: id.into(), name: name.into() });
     }
 
     pub(crate) fn tool_args(&mut self, index: usize, fragment: &str) {
-        if self.takes_content(fragment)
-            && let Some(call) = self.tool_calls.get_mut(index)
-        {
-            call.arguments.push_str(fragment);
-            self.push(Event::ToolArgs { index, fragment: fragment.into() });
+        if index < self.tool_calls.len() {
+            self.content(Channel::ToolArgs(index), fragment);
         }
     }
 
     pub(crate) fn tool_end(&mut self, index: usize) {
+        self.release();
         if !self.is_stopped {
             self.push(Event::ToolEnd { index });
         }
@@ -151,6 +157,7 @@ impl<'a> Emitter<'a> {
         if self.is_stopped || tokens.is_empty() {
             return;
         }
+        self.has_content = true;
         self.push(Event::Tokens(Cow::Borrowed(&tokens)));
         self.logprobs.extend(tokens);
     }
@@ -183,6 +190,7 @@ impl<'a> Emitter<'a> {
     /// Keeps vendor data that must be echoed back with this turn.
     pub(crate) fn opaque(&mut self, provider: &'static str, data: Value) {
         if !self.is_stopped {
+            let data = self.redactor.redact_json(data);
             self.push(Event::Opaque {
                 provider: Cow::Borrowed(provider),
                 data: Cow::Borrowed(&data),
@@ -199,12 +207,13 @@ impl<'a> Emitter<'a> {
 
     /// What was collected. `is_streamed`: moments of arrival are moments of generation.
     pub(crate) fn completion(
-        self,
+        mut self,
         ending: Ending,
         queue: Duration,
         is_streamed: bool,
         asks_logprobs: bool,
     ) -> Completion {
+        self.release();
         let mut timings = Timings::total(self.submitted.elapsed());
         timings.queue = Some(queue);
         if is_streamed {
@@ -225,22 +234,75 @@ impl<'a> Emitter<'a> {
         completion
     }
 
-    fn takes_content(&mut self, text: &str) -> bool {
-        let takes = !self.is_stopped && !text.is_empty();
-        if takes {
-            self.note_content();
+    /// Collects content and pushes what is certainly not the beginning of the key.
+    fn content(&mut self, channel: Channel, text: &str) {
+        if self.is_stopped || text.is_empty() {
+            return;
         }
-        takes
+        self.note_content();
+        if self.open.0 != channel {
+            self.release();
+            self.open = (channel, self.collected(channel).len());
+        }
+        let (redactor, n_pushed) = (self.redactor, self.open.1);
+        let collected = self.collected(channel);
+        collected.push_str(text);
+        if !redactor.guards_content() {
+            return self.release();
+        }
+        let clean = redactor.redacted(&collected[n_pushed..]);
+        if let Some(clean) = &clean {
+            collected.replace_range(n_pushed.., clean);
+        }
+        let n_ready = collected.len() - redactor.n_open(&collected[n_pushed..]);
+        self.push_until(n_ready);
+        if clean.is_some() {
+            self.warning("key_redacted: the answer held the key, which was taken out");
+        }
+    }
+
+    /// Pushes what waited for more.
+    fn release(&mut self) {
+        let n_ready = self.collected(self.open.0).len();
+        self.push_until(n_ready);
+    }
+
+    fn push_until(&mut self, n_ready: usize) {
+        let (channel, n_pushed) = self.open;
+        if self.is_stopped || n_ready == n_pushed {
+            return;
+        }
+        self.open.1 = n_ready;
+        let mut collected = std::mem::take(self.collected(channel));
+        let ready = Cow::Borrowed(&collected[n_pushed..n_ready]);
+        self.push(match channel {
+            Channel::Text => Event::Text(ready),
+            Channel::Reasoning => Event::Reasoning(ready),
+            Channel::ToolArgs(index) => Event::ToolArgs { index, fragment: ready },
+        });
+        if self.is_stopped {
+            // What the sink was not shown is no part of the answer.
+            collected.truncate(n_ready);
+        }
+        *self.collected(channel) = collected;
+    }
+
+    fn collected(&mut self, channel: Channel) -> &mut String {
+        match channel {
+            Channel::Text => &mut self.text,
+            Channel::Reasoning => &mut self.reasoning,
+            Channel::ToolArgs(index) => &mut self.tool_calls[index].arguments,
+        }
     }
 
     fn note_content(&mut self) {
+        self.has_content = true;
         let now = Instant::now();
         self.first_content.get_or_insert(now);
         self.last_content = Some(now);
     }
 
     fn push(&mut self, event: Event<'_>) {
-        self.has_content |= event.is_content();
         if self.sink.push(event).is_break() {
             self.is_stopped = true;
         }

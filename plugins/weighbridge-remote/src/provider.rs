@@ -416,9 +416,9 @@ fn key(
         None => Err(Error::new(
             ErrorKind::Auth,
             format!(
-                "no key for {}: the secret `{name}` is not set; set it, or correct the option \
-                 `api_key_env`",
-                address.authority()
+                "no key for {}: {}; set it, or correct the option `api_key_env`",
+                address.authority(),
+                context.secrets.why_missing(name)
             ),
         )),
     }

@@ -4,16 +4,24 @@ use serde_json::Value;
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use weighbridge_core::{Error, Secret};
 
 /// Longest excerpt of a foreign text in an error, in bytes.
 pub(crate) const MAX_EXCERPT_BYTES: usize = 4 << 10;
 
+/// A key below this can be guessed, so it guards nothing.
+const MIN_GUARDED_BYTES: usize = 16;
+/// What stands where a key stood.
+const REDACTED: &str = "[redacted]";
+
 /// Takes a key out of texts, by its value and not by a pattern.
 #[derive(Clone, Default)]
 pub(crate) struct Redactor {
+    /// The key as texts show it, longest form first; the first character of each is ASCII.
     needles: Vec<String>,
+    /// The key itself, which is also found where white space was put into it.
+    key: String,
 }
 
 impl fmt::Debug for Redactor {
@@ -23,7 +31,8 @@ impl fmt::Debug for Redactor {
 }
 
 impl Redactor {
-    /// Knows the key as it is, and as base64, hexadecimal, percent and JSON encodings show it.
+    /// Knows the key as it is, and as base64 (alone and within other bytes), hexadecimal, percent,
+    /// JSON and HTML encodings show it.
     pub(crate) fn new(secret: &Secret) -> Self {
         let key = secret.expose();
         if key.is_empty() {
@@ -44,29 +53,94 @@ impl Redactor {
                 _ => format!("%{b:02X}"),
             })
             .collect();
+        let html = |quote| {
+            key.replace('&', "&amp;")
+                .replace('<', "&lt;")
+                .replace('>', "&gt;")
+                .replace('"', quote)
+                .replace('\'', "&#39;")
+        };
         let mut needles = vec![
             key.to_owned(),
-            json.trim_matches('"').to_owned(),
+            json[1..json.len() - 1].to_owned(),
             percent,
+            html("&quot;"),
+            html("&#34;"),
             STANDARD.encode(key),
-            STANDARD_NO_PAD.encode(key),
-            URL_SAFE_NO_PAD.encode(key),
             hex(false),
             hex(true),
         ];
-        needles.retain(|needle| !needle.is_empty());
+        for n_before in 0..3 {
+            for encoding in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+                let within = base64_within(&encoding, key, n_before);
+                // Few characters are found in texts that have nothing to do with the key.
+                needles.extend((within.len() >= 8).then_some(within));
+            }
+        }
         // The longest first, so that no form leaves the rest of a longer one behind.
-        needles.sort_by_key(|needle| std::cmp::Reverse(needle.len()));
+        needles.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         needles.dedup();
-        Self { needles }
+        Self { needles, key: key.to_owned() }
+    }
+
+    /// Whether the key is also taken out of what a model says. A short one is no secret but a word
+    /// that servers on this machine want to see, such as `EMPTY`, and may be part of an answer.
+    pub(crate) fn guards_content(&self) -> bool {
+        self.key.len() >= MIN_GUARDED_BYTES
     }
 
     /// The text without the key.
     pub(crate) fn redact(&self, text: &str) -> String {
-        let mut text = text.to_owned();
+        let text = self.redacted(text).unwrap_or_else(|| text.to_owned());
+        self.without_spread_key(text)
+    }
+
+    /// The text without the key; `None` if it does not hold it.
+    pub(crate) fn redacted(&self, text: &str) -> Option<String> {
+        let mut clean: Option<String> = None;
         for needle in &self.needles {
-            if text.contains(needle.as_str()) {
-                text = text.replace(needle.as_str(), "[redacted]");
+            let text = clean.as_deref().unwrap_or(text);
+            if text.len() >= needle.len() && text.contains(needle.as_str()) {
+                clean = Some(text.replace(needle.as_str(), REDACTED));
+            }
+        }
+        clean
+    }
+
+    /// How many bytes at the end of a text may be the beginning of the key in one of its forms.
+    pub(crate) fn n_open(&self, text: &str) -> usize {
+        let bytes = text.as_bytes();
+        let open = self.needles.iter().filter_map(|needle| {
+            let needle = needle.as_bytes();
+            let from = bytes.len().saturating_sub(needle.len() - 1);
+            let start = (from..bytes.len()).find(|&i| needle.starts_with(&bytes[i..]))?;
+            Some(bytes.len() - start)
+        });
+        open.max().unwrap_or(0)
+    }
+
+    /// Takes out a key that was broken over lines.
+    fn without_spread_key(&self, mut text: String) -> String {
+        let Some(first) = self.key.chars().next() else { return text };
+        let mut from = 0;
+        while let Some(start) = text[from..].find(first).map(|i| from + i) {
+            let mut key = self.key.chars().peekable();
+            let mut end = start;
+            for c in text[start..].chars() {
+                if key.peek() == Some(&c) {
+                    key.next();
+                } else if !c.is_whitespace() {
+                    break;
+                }
+                end += c.len_utf8();
+                if key.peek().is_none() {
+                    break;
+                }
+            }
+            from = start + first.len_utf8();
+            if key.peek().is_none() {
+                text.replace_range(start..end, REDACTED);
+                from = start + REDACTED.len();
             }
         }
         text
@@ -156,6 +230,14 @@ pub(crate) fn escape(text: &str) -> String {
     shown
 }
 
+/// The characters of a base64 text that are the key's own where `n_before` bytes come before it.
+fn base64_within(encoding: &GeneralPurpose, key: &str, n_before: usize) -> String {
+    let text = encoding.encode([&[0; 2][..n_before], key.as_bytes()].concat());
+    let n_bits = 8 * (n_before + key.len());
+    // The first character after all that have bits of what comes before, and the last whole one.
+    text[(8 * n_before).div_ceil(6)..n_bits / 6].to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +259,9 @@ mod tests {
             "sk-ca/na+ry\\\"1",
             "sk-ca%2Fna%2Bry%221",
             "736b2d63612f6e612b72792231",
+            "sk-ca/na+ry&quot;1",
+            "sk-ca/na+ry&#34;1",
+            "sk-ca/\n  na+ry\"\r\n1",
             &STANDARD.encode("sk-ca/na+ry\"1"),
         ] {
             let shown = redactor.excerpt(&format!("bad key {form}!"), 100);
@@ -184,6 +269,42 @@ mod tests {
         }
         assert_eq!(redactor.excerpt("12345 sk-ca/na+ry\"1", 10), "12345 [red…");
         assert!(!format!("{redactor:?}").contains("sk-"));
+    }
+
+    #[test]
+    fn base64_is_known_wherever_the_key_begins() {
+        let key = "sk-ca/na+ry\"1";
+        let redactor = Redactor::new(&Secret::new(key));
+        for (before, after) in
+            [("", ":x"), ("a", "b"), ("ab", ""), ("user:", "  "), ("{\"k\":\"", "\"}")]
+        {
+            for encoding in [STANDARD, URL_SAFE_NO_PAD] {
+                let shown = redactor.redact(&encoding.encode(format!("{before}{key}{after}")));
+                assert!(shown.contains(REDACTED), "{before} {after}: {shown}");
+                // What is left may tell the last bits of a character, and no more.
+                assert!(shown.len() <= 10 + 4 * (before.len() + after.len()) / 3 + 8, "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_key_is_seen_at_the_end_of_a_text() {
+        let redactor = Redactor::new(&Secret::new("sk-canary"));
+        for (text, n) in [
+            ("", 0),
+            ("risk", 2),
+            ("bad key sk-", 3),
+            ("sk-canar", 8),
+            ("sk-canary", 0),
+            ("c2stY2", 6),
+            ("736b2", 5),
+            ("sk-x", 0),
+            ("ssk-ca", 5),
+            ("\u{1F600}s", 1),
+        ] {
+            assert_eq!(redactor.n_open(text), n, "{text}");
+        }
+        assert_eq!(Redactor::default().n_open("sk-"), 0);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod batch;
+mod canary;
+mod canary_scan;
+mod canary_server;
 mod engines;
 mod gate_and_hints;
 mod kill_and_resume;

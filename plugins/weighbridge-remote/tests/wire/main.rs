@@ -6,6 +6,7 @@
 mod faults;
 mod limits;
 mod llama_server;
+mod keys;
 mod opening;
 mod presets;
 mod streams;
