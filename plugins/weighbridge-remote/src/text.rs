@@ -11,139 +11,140 @@ use weighbridge_core::{Error, Secret};
 pub(crate) const MAX_EXCERPT_BYTES: usize = 4 << 10;
 
 /// A key below this can be guessed, so it guards nothing.
-const MIN_GUARDED_BYTES: usize = 16;
+const MIN_GUARDED_CHARS: usize = 16;
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
 
 /// Takes a key out of texts, by its value and not by a pattern.
 #[derive(Clone, Default)]
 pub(crate) struct Redactor {
-    /// The key as texts show it, longest form first; the first character of each is ASCII.
-    needles: Vec<String>,
-    /// The key itself, which is also found where white space was put into it.
-    key: String,
+    /// How each character of the key may be written.
+    spellings: Vec<Vec<String>>,
+    /// The first bytes of how the first one may be written.
+    first_bytes: Vec<u8>,
+    /// The key in base64, alone and within other bytes, and in hexadecimal; longest first, ASCII.
+    encodings: Vec<String>,
+}
+
+/// What a text says about the key from some place on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// The key, up to here.
+    Whole(usize),
+    /// Its beginning, and there the text ends.
+    Open,
+    Not,
 }
 
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redactor").field("n_needles", &self.needles.len()).finish()
+        f.debug_struct("Redactor").field("n_encodings", &self.encodings.len()).finish()
     }
 }
 
 impl Redactor {
-    /// Knows the key as it is, and as base64 (alone and within other bytes), hexadecimal, percent,
-    /// JSON and HTML encodings show it.
+    /// Knows the key as it is, percent-encoded, escaped for JSON or HTML, broken over lines, and in
+    /// base64 and hexadecimal.
     pub(crate) fn new(secret: &Secret) -> Self {
         let key = secret.expose();
         if key.is_empty() {
             return Self::default();
         }
-        let json = serde_json::Value::from(key).to_string();
-        let hex = |upper: bool| -> String {
-            key.bytes()
-                .map(|b| if upper { format!("{b:02X}") } else { format!("{b:02x}") })
-                .collect()
-        };
-        let percent: String = key
-            .bytes()
-            .map(|b| match b {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                    char::from(b).to_string()
-                }
-                _ => format!("%{b:02X}"),
-            })
-            .collect();
-        let html = |quote| {
-            key.replace('&', "&amp;")
-                .replace('<', "&lt;")
-                .replace('>', "&gt;")
-                .replace('"', quote)
-                .replace('\'', "&#39;")
-        };
-        let mut needles = vec![
-            key.to_owned(),
-            json[1..json.len() - 1].to_owned(),
-            percent,
-            html("&quot;"),
-            html("&#34;"),
-            STANDARD.encode(key),
-            hex(false),
-            hex(true),
-        ];
+        let hex: String = key.bytes().map(|b| format!("{b:02x}")).collect();
+        let mut encodings = vec![hex.to_uppercase(), hex, STANDARD.encode(key)];
         for n_before in 0..3 {
             for encoding in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
                 let within = base64_within(&encoding, key, n_before);
                 // Few characters are found in texts that have nothing to do with the key.
-                needles.extend((within.len() >= 8).then_some(within));
+                encodings.extend((within.len() >= 8).then_some(within));
             }
         }
         // The longest first, so that no form leaves the rest of a longer one behind.
-        needles.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
-        needles.dedup();
-        Self { needles, key: key.to_owned() }
+        encodings.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        encodings.dedup();
+        let spellings: Vec<_> = key.chars().map(spellings).collect();
+        let mut first_bytes: Vec<_> = spellings[0].iter().map(|text| text.as_bytes()[0]).collect();
+        first_bytes.sort_unstable();
+        first_bytes.dedup();
+        Self { spellings, first_bytes, encodings }
     }
 
     /// Whether the key is also taken out of what a model says. A short one is no secret but a word
     /// that servers on this machine want to see, such as `EMPTY`, and may be part of an answer.
     pub(crate) fn guards_content(&self) -> bool {
-        self.key.len() >= MIN_GUARDED_BYTES
+        self.spellings.len() >= MIN_GUARDED_CHARS
     }
 
     /// The text without the key.
     pub(crate) fn redact(&self, text: &str) -> String {
-        let text = self.redacted(text).unwrap_or_else(|| text.to_owned());
-        self.without_spread_key(text)
+        self.redacted(text).unwrap_or_else(|| text.to_owned())
     }
 
     /// The text without the key; `None` if it does not hold it.
     pub(crate) fn redacted(&self, text: &str) -> Option<String> {
         let mut clean: Option<String> = None;
-        for needle in &self.needles {
+        for encoding in &self.encodings {
             let text = clean.as_deref().unwrap_or(text);
-            if text.len() >= needle.len() && text.contains(needle.as_str()) {
-                clean = Some(text.replace(needle.as_str(), REDACTED));
+            if text.len() >= encoding.len() && text.contains(encoding.as_str()) {
+                clean = Some(text.replace(encoding.as_str(), REDACTED));
             }
         }
-        clean
+        let mut from = 0;
+        loop {
+            let text = clean.as_deref().unwrap_or(text);
+            let found =
+                self.starts(text, from).find_map(|start| match self.spelled(text, start, 0) {
+                    Seen::Whole(end) => Some((start, end)),
+                    Seen::Open | Seen::Not => None,
+                });
+            let Some((start, end)) = found else { return clean };
+            clean = Some([&text[..start], REDACTED, &text[end..]].concat());
+            from = start + REDACTED.len();
+        }
     }
 
     /// How many bytes at the end of a text may be the beginning of the key in one of its forms.
     pub(crate) fn n_open(&self, text: &str) -> usize {
         let bytes = text.as_bytes();
-        let open = self.needles.iter().filter_map(|needle| {
-            let needle = needle.as_bytes();
-            let from = bytes.len().saturating_sub(needle.len() - 1);
-            let start = (from..bytes.len()).find(|&i| needle.starts_with(&bytes[i..]))?;
-            Some(bytes.len() - start)
+        let encoded = self.encodings.iter().filter_map(|encoding| {
+            let from = bytes.len().saturating_sub(encoding.len() - 1);
+            (from..bytes.len()).find(|&i| encoding.as_bytes().starts_with(&bytes[i..]))
         });
-        open.max().unwrap_or(0)
+        let spelled = self.starts(text, 0).find(|&i| self.spelled(text, i, 0) == Seen::Open);
+        encoded.chain(spelled).min().map_or(0, |start| bytes.len() - start)
     }
 
-    /// Takes out a key that was broken over lines.
-    fn without_spread_key(&self, mut text: String) -> String {
-        let Some(first) = self.key.chars().next() else { return text };
-        let mut from = 0;
-        while let Some(start) = text[from..].find(first).map(|i| from + i) {
-            let mut key = self.key.chars().peekable();
-            let mut end = start;
-            for c in text[start..].chars() {
-                if key.peek() == Some(&c) {
-                    key.next();
-                } else if !c.is_whitespace() {
-                    break;
+    /// Where the key could begin.
+    fn starts<'a>(&'a self, text: &'a str, from: usize) -> impl Iterator<Item = usize> + 'a {
+        (from..text.len()).filter(|&i| self.first_bytes.contains(&text.as_bytes()[i]))
+    }
+
+    /// Reads the key's characters from the `i`-th on, with line breaks between them.
+    fn spelled(&self, text: &str, start: usize, i: usize) -> Seen {
+        let Some(spellings) = self.spellings.get(i) else { return Seen::Whole(start) };
+        let after_breaks =
+            if i == 0 { start } else { text.len() - skip_breaks(&text[start..]).len() };
+        let mut seen = Seen::Not;
+        // An escaped line end may also be an escaped character.
+        let starts = [start, after_breaks];
+        for &start in &starts[..1 + usize::from(after_breaks > start)] {
+            let rest = &text[start..];
+            for spelling in spellings {
+                let found = if rest.starts_with(spelling.as_str()) {
+                    self.spelled(text, start + spelling.len(), i + 1)
+                } else if spelling.starts_with(rest) {
+                    Seen::Open
+                } else {
+                    Seen::Not
+                };
+                match found {
+                    Seen::Whole(_) => return found,
+                    Seen::Open => seen = Seen::Open,
+                    Seen::Not => {}
                 }
-                end += c.len_utf8();
-                if key.peek().is_none() {
-                    break;
-                }
-            }
-            from = start + first.len_utf8();
-            if key.peek().is_none() {
-                text.replace_range(start..end, REDACTED);
-                from = start + REDACTED.len();
             }
         }
-        text
+        seen
     }
 
     /// JSON without the key, in names and texts at any depth.
@@ -230,6 +231,42 @@ pub(crate) fn escape(text: &str) -> String {
     shown
 }
 
+/// How encoders write a character.
+fn spellings(c: char) -> Vec<String> {
+    let mut all = vec![c.to_string()];
+    if !c.is_ascii() {
+        return all;
+    }
+    let code = u32::from(c);
+    all.extend([format!("%{code:02X}"), format!("\\u{code:04x}"), format!("&#{code};")]);
+    all.extend([format!("&#x{code:x};"), format!("&#x{code:X};")]);
+    if c.is_ascii_punctuation() {
+        all.extend([format!("%{code:02x}"), format!("\\u{code:04X}"), format!("\\{c}")]);
+    }
+    let name = match c {
+        '&' => "&amp;",
+        '<' => "&lt;",
+        '>' => "&gt;",
+        '"' => "&quot;",
+        '\'' => "&apos;",
+        _ => return all,
+    };
+    all.push(name.to_owned());
+    all
+}
+
+/// The text after white space and escaped line ends.
+fn skip_breaks(mut text: &str) -> &str {
+    loop {
+        text = text.trim_start();
+        let escape = text.trim_start_matches('\\');
+        match escape.strip_prefix(['n', 'r', 't']) {
+            Some(rest) if escape.len() < text.len() => text = rest,
+            _ => return text,
+        }
+    }
+}
+
 /// The characters of a base64 text that are the key's own where `n_before` bytes come before it.
 fn base64_within(encoding: &GeneralPurpose, key: &str, n_before: usize) -> String {
     let text = encoding.encode([&[0; 2][..n_before], key.as_bytes()].concat());
@@ -261,6 +298,11 @@ mod tests {
             "736b2d63612f6e612b72792231",
             "sk-ca/na+ry&quot;1",
             "sk-ca/na+ry&#34;1",
+            "sk-ca&#x2f;na+ry&quot;1",
+            "sk-ca/na+ry\\u00221",
+            "sk-ca/na+ry%221",
+            "sk-ca/\\n na+ry\"1",
+            "sk-ca/\\nna+ry\"1",
             "sk-ca/\n  na+ry\"\r\n1",
             &STANDARD.encode("sk-ca/na+ry\"1"),
         ] {
@@ -299,6 +341,9 @@ mod tests {
             ("c2stY2", 6),
             ("736b2", 5),
             ("sk-x", 0),
+            ("\\u007", 5),
+            ("sk-\n ", 5),
+            ("sk-\\", 4),
             ("ssk-ca", 5),
             ("\u{1F600}s", 1),
         ] {
