@@ -1,4 +1,4 @@
-//! `cargo xtask bench engines`: makes the models, builds the peers, runs the harness in `bench/`.
+//! `cargo xtask bench`: makes what the harnesses in `bench/` need, builds and runs them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,7 +26,7 @@ pub(crate) fn engines(args: &[&str]) -> Result<u8, String> {
         (None, false) => bench_peers::build(&[bench_peers::QUANTIZE])?,
     };
     let models = make_models(&peers)?;
-    let program = build()?;
+    let program = build("engines", Some(&Tools::provide()?))?;
     let mut command = Command::new(program);
     command.current_dir(root()).arg("--models").arg(models);
     command.arg("--out").arg(dir().join("engines.json"));
@@ -97,13 +97,52 @@ fn quantize(peers: &Peers, source: &Path, file: &Path, format: &str) -> Result<(
     std::fs::rename(&part, file).map_err(|e| format!("{}: {e}", file.display()))
 }
 
-/// Builds the harness for the CPU it will run on, as `cargo xtask eval` builds the program.
-fn build() -> Result<PathBuf, String> {
+/// Builds a harness for the CPU it will run on, as `cargo xtask eval` builds the program.
+fn build(feature: &str, tools: Option<&Tools>) -> Result<PathBuf, String> {
     let target = root().join("target/native");
     let mut command = cargo();
     command.args(["build", "--release", "--package", "weighbridge-bench", "--locked"]);
+    command.args(["--no-default-features", "--features", feature]);
     command.arg("--target-dir").arg(&target).env("RUSTFLAGS", "-C target-cpu=native");
-    Tools::provide()?.apply(&mut command);
+    if let Some(tools) = tools {
+        tools.apply(&mut command);
+    }
     shell::run(&mut command)?;
-    Ok(target.join("release").join(format!("bench-engines{}", std::env::consts::EXE_SUFFIX)))
+    let name = format!("bench-{feature}{}", std::env::consts::EXE_SUFFIX);
+    Ok(target.join("release").join(name))
+}
+
+/// Cores that client and server share.
+const N_REMOTE_CORES: usize = 2;
+
+pub(crate) fn remote(args: &[&str]) -> Result<u8, String> {
+    let [nginx, wrk] = ["nginx", "wrk"].map(|name| {
+        find(name).ok_or_else(|| {
+            format!("there is no `{name}`; on Debian and Ubuntu: apt-get install nginx-light wrk")
+        })
+    });
+    let (nginx, wrk) = (nginx?, wrk?);
+    let program = build("remote", None)?;
+    std::fs::create_dir_all(dir()).map_err(|e| format!("cannot make {}: {e}", dir().display()))?;
+    let n_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut command = if n_cores > N_REMOTE_CORES {
+        // What it starts inherits the cores.
+        let taskset = find("taskset").ok_or("there is no `taskset`; install util-linux")?;
+        let mut command = Command::new(taskset);
+        command.args(["--cpu-list", &format!("0-{}", N_REMOTE_CORES - 1)]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.current_dir(root()).arg("--out").arg(dir().join("remote.json"));
+    command.arg("--nginx").arg(nginx).arg("--wrk").arg(wrk);
+    shell::run(command.args(args)).map(|()| 0)
+}
+
+/// A program in the search path, or where systems keep servers.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs =
+        std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    dirs.map(|dir| dir.join(name)).find(|file| file.is_file())
 }

@@ -20,6 +20,8 @@ Usage: cargo xtask TASK
   test [--full]        all tests; --full adds long ones and keeps the result in docs/test-full.json
   bench engines        speed of the local engines; --peers builds llama.cpp's programs and measures
                        them in turns, --peers-dir DIR takes built ones; --only, --rounds, --quick
+  bench remote         what the client of remote models costs, in turns with wrk and a bare hyper
+                       client; needs nginx and wrk; --only, --rounds, --calls, --quick
   native               finds or installs what building llama.cpp needs; prints it for a shell:
                        eval \"$(cargo xtask native)\"
 ";
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["eval", rest @ ..] => eval::run(rest),
         ["bench", "engines", rest @ ..] => bench::engines(rest),
+        ["bench", "remote", rest @ ..] => bench::remote(rest),
         ["native"] => native::Tools::provide().map(|tools| {
             print!("{}", tools.exports());
             0

@@ -54,6 +54,9 @@ struct Args {
     /// Calls at once, ours and wrk's.
     #[arg(long, default_value_t = 64)]
     at_once: usize,
+    /// Threads of ours that drive them.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
     /// Calls of each round, one after the other, whose latency is taken.
     #[arg(long, default_value_t = 5_000)]
     single_calls: usize,
@@ -87,6 +90,7 @@ fn run(args: &Args) -> Result<()> {
         "n_rounds": args.rounds,
         "n_calls": args.calls,
         "n_at_once": args.at_once,
+        "n_threads": args.threads,
         "n_single_calls": args.single_calls,
         "quick": args.quick,
         "weighbridge": { "version": env!("CARGO_PKG_VERSION"), "commit": machine::commit() },
@@ -115,12 +119,12 @@ fn measure(args: &Args, reply: Reply, report: &mut Report) -> Result<()> {
     let ours = Ours::open(&nginx.url(), reply, args.at_once)?;
     let wrk = Wrk::new(&args.wrk, &sent, args.at_once)?;
     let bare = Bare::connect(nginx.address(), &sent)?;
-    ours.all(N_WARM_UP.min(args.calls), args.at_once)?;
+    ours.all(N_WARM_UP.min(args.calls), args.at_once, args.threads)?;
 
     let [mut rates, mut wrk_rates, mut cpu, mut p50, mut bare_p50, mut added] =
         [const { Series::empty() }; 6];
     for _ in 0..args.rounds {
-        let calls = ours.all(args.calls, args.at_once)?;
+        let calls = ours.all(args.calls, args.at_once, args.threads)?;
         rates.push(args.calls as f64 / calls.wall.as_secs_f64());
         cpu.push(calls.cpu.as_secs_f64() * 1e6 / args.calls as f64);
         wrk_rates.push(wrk.rate(&nginx.chat_url(), calls.wall)?);

@@ -1,6 +1,7 @@
 //! Our side: a model opened through its provider and asked through `Backend`, as any caller does.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -68,24 +69,42 @@ impl Ours {
 
     /// One call.
     pub(crate) fn one(&self) -> Result<()> {
-        check(&self.backend.complete_blocking(&self.request)?)
+        Ok(check(&self.backend.complete_blocking(&self.request)?)?)
     }
 
-    /// So many calls, so many at once, all driven by this thread.
-    pub(crate) fn all(&self, n_calls: usize, n_at_once: usize) -> Result<Taken> {
+    /// So many calls, so many at once, driven by so many threads.
+    pub(crate) fn all(&self, n_calls: usize, n_at_once: usize, n_threads: usize) -> Result<Taken> {
         let (start, cpu) = (Instant::now(), cpu_time()?);
-        let calls = stream::iter(0..n_calls)
-            .map(|_| async { check(&self.backend.complete(&self.request).await?) })
-            .buffer_unordered(n_at_once);
-        block_on(calls.try_collect::<()>())?;
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..n_threads)
+                .map(|i| {
+                    let share = move |n: usize| n / n_threads + usize::from(i < n % n_threads);
+                    scope.spawn(move || self.share(share(n_calls), share(n_at_once)))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().map_err(|_| "a thread panicked".to_owned())?)
+        })?;
         Ok(Taken { wall: start.elapsed(), cpu: cpu_time()?.saturating_sub(cpu) })
+    }
+
+    /// What one thread does.
+    fn share(&self, n_calls: usize, n_at_once: usize) -> std::result::Result<(), String> {
+        let calls = stream::iter(0..n_calls)
+            .map(|_| async {
+                let completion = self.backend.complete(&self.request).await;
+                completion.map_err(|error| error.report()).and_then(|c| check(&c))
+            })
+            .buffer_unordered(n_at_once);
+        block_on(calls.try_collect())
     }
 }
 
-fn check(completion: &Completion) -> Result<()> {
+fn check(completion: &Completion) -> std::result::Result<(), String> {
     match completion.text == TEXT {
         true => Ok(()),
-        false => Err(format!("the answer was `{}`", completion.text).into()),
+        false => Err(format!("the answer was `{}`", completion.text)),
     }
 }
 
