@@ -124,7 +124,7 @@ fn answer(stream: &mut TcpStream, key: &str, n: usize, manner: Manner) -> std::i
         Manner::Hangs | Manner::Echoes => {}
     }
     // Between failures an answer, or the run would stop after a few.
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let form = &all_forms[n / 2 % all_forms.len()];
         let (first, second) = form.split_at(form.len() / 2);
         let usage = json!({"prompt_tokens": 1, "completion_tokens": 1, "key": key});
