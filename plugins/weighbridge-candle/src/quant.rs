@@ -254,4 +254,33 @@ mod tests {
             assert_eq!(value.is_sign_negative(), sign < 0.0);
         }
     }
+
+    /// `tests/data/quant.py` made the blocks at random, so that every bit of a layout counts.
+    #[test]
+    fn blocks_of_every_type_have_the_values_that_gguf_py_gives_them() {
+        let reference: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/data/quant.json")).unwrap();
+        let types = reference["types"].as_object().unwrap();
+        let known = GgmlType::ALL.iter().filter(|dtype| Form::of(**dtype).is_some());
+        let mut n_types = 0;
+        for dtype in known {
+            let reference = &types[dtype.name()];
+            let digits = reference["blocks"].as_str().unwrap().as_bytes();
+            let byte = |digits: &[u8; 2]| {
+                u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+            };
+            let blocks: Vec<u8> = digits.as_chunks::<2>().0.iter().map(byte).collect();
+            let mut values = Vec::new();
+            append_values(*dtype, &blocks, &mut Codes::default(), &mut values);
+            let expected: Vec<f32> = reference["values"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|value| value.as_f64().unwrap() as f32)
+                .collect();
+            assert_eq!(values, expected, "{}", dtype.name());
+            n_types += 1;
+        }
+        assert_eq!(n_types, types.len());
+    }
 }
