@@ -15,6 +15,23 @@ pub(crate) trait Pairs: Simd {
         sums
     }
 
+    /// The first integers of `codes`, two in each lane.
+    #[inline(always)]
+    fn widen(self, codes: &[i8]) -> Self::i32s {
+        let mut out = self.splat_i32s(0);
+        for (out, [low, high]) in lanes_mut(&mut out).iter_mut().zip(codes.as_chunks::<2>().0) {
+            *out = i32::from(i16::from(*low) as u16) | i32::from(*high) << 16;
+        }
+        out
+    }
+
+    /// The four bits from `SHIFT` on of each half of a lane, as an integer in that half.
+    #[inline(always)]
+    fn nibbles<const SHIFT: u32>(self, mut codes: Self::i32s) -> Self::i32s {
+        lanes_mut(&mut codes).iter_mut().for_each(|lane| *lane = *lane >> SHIFT & 0x000f_000f);
+        codes
+    }
+
     /// The nearest `f32` of each lane.
     #[inline(always)]
     fn to_f32s(self, values: Self::i32s) -> Self::f32s {
@@ -51,6 +68,12 @@ impl Pairs for pulp::x86::V3 {
     }
 
     #[inline(always)]
+    fn widen(self, codes: &[i8]) -> Self::i32s {
+        let codes = codes.first_chunk::<16>().expect("a vector's codes");
+        pulp::cast(self.convert_i8x16_to_i16x16(pulp::cast(*codes)))
+    }
+
+    #[inline(always)]
     fn to_f32s(self, values: Self::i32s) -> Self::f32s {
         self.convert_i32x8_to_f32x8(values)
     }
@@ -62,6 +85,18 @@ impl Pairs for pulp::x86::V4 {
     fn add_pairs(self, a: Self::i32s, b: Self::i32s, sums: Self::i32s) -> Self::i32s {
         let products = self.multiply_wrapping_add_adjacent_i16x32(pulp::cast(a), pulp::cast(b));
         self.add_i32s(sums, products)
+    }
+
+    #[inline(always)]
+    fn widen(self, codes: &[i8]) -> Self::i32s {
+        let codes = codes.first_chunk::<32>().expect("a vector's codes");
+        pulp::cast(self.convert_i8x32_to_i16x32(pulp::cast(*codes)))
+    }
+
+    #[inline(always)]
+    fn nibbles<const SHIFT: u32>(self, codes: Self::i32s) -> Self::i32s {
+        let codes = self.shr_const_u32x16::<SHIFT>(pulp::cast(codes));
+        pulp::cast(self.and_u32x16(codes, self.splat_u32x16(0x000f_000f)))
     }
 
     #[inline(always)]

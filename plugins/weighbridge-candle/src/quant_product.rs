@@ -190,6 +190,12 @@ impl WithPairs for Panels<'_> {
         let Self { matrix, x, first_panel, out, stride } = self;
         let (n_in, form) = (matrix.n_in, matrix.form);
         let n_groups = n_in / form.group;
+        if out.len() == stride {
+            for (out, panel) in out.iter_mut().zip(first_panel..) {
+                one_row(simd, matrix, x, panel, out);
+            }
+            return;
+        }
         let mut scratch = [[0i16; 2 * PANEL]; CHUNK / 2];
         for panel_idx in 0..stride {
             let panel = first_panel + panel_idx;
@@ -234,6 +240,67 @@ impl WithPairs for Panels<'_> {
             }
         }
     }
+}
+
+/// A panel for a single row. It takes as long as its weights take to arrive: they are unpacked in
+/// registers.
+#[inline(always)]
+fn one_row<S: Pairs>(simd: S, matrix: &Quantized, x: &Rounded, panel: usize, out: &mut Row) {
+    match PANEL / S::I32_LANES {
+        2 => one_row_by::<S, 2>(simd, matrix, x, panel, out),
+        4 => one_row_by::<S, 4>(simd, matrix, x, panel, out),
+        8 => one_row_by::<S, 8>(simd, matrix, x, panel, out),
+        _ => one_row_by::<S, PANEL>(simd, matrix, x, panel, out),
+    }
+}
+
+/// The same, for panels of `V` vectors.
+#[inline(always)]
+fn one_row_by<S: Pairs, const V: usize>(
+    simd: S,
+    matrix: &Quantized,
+    x: &Rounded,
+    panel: usize,
+    out: &mut Row,
+) {
+    let Form { group, zero, .. } = matrix.form;
+    let n_groups = matrix.n_in / group;
+    let mut totals = [[simd.splat_f32s(0.0); V]];
+    let groups = x.pairs.chunks_exact(group / 2).zip(x.scales.iter().zip(&x.sums));
+    for ((pairs, (x_scale, x_sum)), at) in groups.zip(panel * n_groups..) {
+        let mut sums = [[simd.splat_i32s(-zero * x_sum); V]];
+        match &matrix.codes {
+            Store::Bytes(rows) => {
+                let n = group / 2;
+                for (pair, codes) in pairs.iter().zip(&rows[at * n..(at + 1) * n]) {
+                    let pair = simd.splat_i32s(*pair);
+                    for v in 0..V {
+                        let codes = simd.widen(&codes[v * 2 * S::I32_LANES..]);
+                        sums[0][v] = simd.add_pairs(pair, codes, sums[0][v]);
+                    }
+                }
+            }
+            Store::Nibbles(rows) => {
+                let n = group / 8;
+                let fours = pairs.as_chunks::<4>().0;
+                for (four, codes) in fours.iter().zip(&rows[at * n..(at + 1) * n]) {
+                    let four = four.map(|pair| simd.splat_i32s(pair));
+                    let codes: &[i32; PANEL] = pulp::bytemuck::cast_ref(codes);
+                    let (codes, _) = S::as_simd_i32s(codes);
+                    for (sum, codes) in sums[0].iter_mut().zip(codes) {
+                        *sum = simd.add_pairs(four[0], simd.nibbles::<0>(*codes), *sum);
+                        *sum = simd.add_pairs(four[1], simd.nibbles::<4>(*codes), *sum);
+                        *sum = simd.add_pairs(four[2], simd.nibbles::<8>(*codes), *sum);
+                        *sum = simd.add_pairs(four[3], simd.nibbles::<12>(*codes), *sum);
+                    }
+                }
+            }
+        }
+        let scales = (&matrix.scales[at], matrix.mins.get(at));
+        add_group(simd, &sums, scales, (&[*x_scale], &[*x_sum]), 0, &mut totals);
+    }
+    let (out, _) = S::as_mut_simd_f32s(out);
+    out.copy_from_slice(&totals[0]);
 }
 
 #[inline(always)]
@@ -328,28 +395,42 @@ fn block<S: Pairs, const R: usize, const V: usize>(
                 }
             }
         }
-        let (scales, _) = S::as_simd_f32s(scales);
-        for v in 0..V {
-            for r in 0..R {
-                let scale = simd.mul_f32s(scales[at + v], simd.splat_f32s(x_scales[r]));
-                totals[r][v] = simd.mul_add_e_f32s(simd.to_f32s(sums[r][v]), scale, totals[r][v]);
-            }
-        }
-        if let Some(mins) = mins.get(group_idx) {
-            let (mins, _) = S::as_simd_f32s(mins);
-            for v in 0..V {
-                for r in 0..R {
-                    let sum = simd.splat_f32s(-x_scales[r] * x_sums[r] as f32);
-                    totals[r][v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[r][v]);
-                }
-            }
-        }
+        let scales = (scales, mins.get(group_idx));
+        add_group(simd, &sums, scales, (x_scales, x_sums), at, &mut totals);
     }
     let rows = out.rows[out.panel_idx..].iter_mut().step_by(out.stride);
     for (out, totals) in rows.zip(totals) {
         let (out, _) = S::as_mut_simd_f32s(out);
         if let Some(out) = out[at..].first_chunk_mut::<V>() {
             *out = totals;
+        }
+    }
+}
+
+/// Adds a group's products to the totals. `weights`: scales and mins, used from vector `at` on; `x`:
+/// scales and sums of the rows.
+#[inline(always)]
+fn add_group<S: Pairs, const R: usize, const V: usize>(
+    simd: S,
+    products: &[[S::i32s; V]; R],
+    weights: (&Row, Option<&Row>),
+    x: (&[f32; R], &[i32; R]),
+    at: usize,
+    totals: &mut [[S::f32s; V]; R],
+) {
+    let (scales, _) = S::as_simd_f32s(weights.0);
+    for r in 0..R {
+        for v in 0..V {
+            let scale = simd.mul_f32s(scales[at + v], simd.splat_f32s(x.0[r]));
+            totals[r][v] = simd.mul_add_e_f32s(simd.to_f32s(products[r][v]), scale, totals[r][v]);
+        }
+    }
+    let Some(mins) = weights.1 else { return };
+    let (mins, _) = S::as_simd_f32s(mins);
+    for r in 0..R {
+        let sum = simd.splat_f32s(-x.0[r] * x.1[r] as f32);
+        for v in 0..V {
+            totals[r][v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[r][v]);
         }
     }
 }
