@@ -419,18 +419,18 @@ fn add_group<S: Pairs, const R: usize, const V: usize>(
     totals: &mut [[S::f32s; V]; R],
 ) {
     let (scales, _) = S::as_simd_f32s(weights.0);
-    for r in 0..R {
+    for ((totals, products), x_scale) in totals.iter_mut().zip(products).zip(x.0) {
         for v in 0..V {
-            let scale = simd.mul_f32s(scales[at + v], simd.splat_f32s(x.0[r]));
-            totals[r][v] = simd.mul_add_e_f32s(simd.to_f32s(products[r][v]), scale, totals[r][v]);
+            let scale = simd.mul_f32s(scales[at + v], simd.splat_f32s(*x_scale));
+            totals[v] = simd.mul_add_e_f32s(simd.to_f32s(products[v]), scale, totals[v]);
         }
     }
     let Some(mins) = weights.1 else { return };
     let (mins, _) = S::as_simd_f32s(mins);
-    for r in 0..R {
-        let sum = simd.splat_f32s(-x.0[r] * x.1[r] as f32);
+    for (totals, (x_scale, x_sum)) in totals.iter_mut().zip(x.0.iter().zip(x.1)) {
+        let sum = simd.splat_f32s(-x_scale * *x_sum as f32);
         for v in 0..V {
-            totals[r][v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[r][v]);
+            totals[v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[v]);
         }
     }
 }
