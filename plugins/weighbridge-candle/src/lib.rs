@@ -10,6 +10,7 @@ mod linear;
 mod loader;
 mod ops;
 mod options;
+mod pairs;
 mod product;
 mod provider;
 mod quant;

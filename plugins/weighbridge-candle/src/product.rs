@@ -29,17 +29,19 @@ pub(crate) fn product(x: &[f32], panels: &[f32], n_in: usize) -> Vec<f32> {
     let (n_rows, n_panels) = (x.len() / n_in, panels.len() / n_in);
     let x = pack(x, n_in, MAX_ROWS);
     let arch = Arch::new();
-    spread(n_rows, n_panels, n_in, |range, out| {
+    spread(n_rows, n_panels, n_in, MIN_PARALLEL, |range, out| {
         let (stride, panels) = (range.len(), &panels[range.start * n_in..range.end * n_in]);
         arch.dispatch(Panels { x: &x, panels, out, n_in, stride });
     })
 }
 
-/// Lets `run` compute ranges of panels for all rows, on several threads if there is enough to do.
+/// Lets `run` compute ranges of panels for all rows, on several threads from `min_parallel`
+/// multiply-adds on.
 pub(crate) fn spread(
     n_rows: usize,
     n_panels: usize,
     n_in: usize,
+    min_parallel: usize,
     run: impl Fn(Range<usize>, &mut [Row]) + Sync,
 ) -> Vec<f32> {
     if n_rows == 0 {
@@ -47,7 +49,7 @@ pub(crate) fn spread(
     }
     let mut out = vec![0f32; n_rows * n_panels * PANEL];
     let n_work = n_rows * n_in * n_panels * PANEL;
-    if n_work < MIN_PARALLEL || rayon::current_num_threads() == 1 {
+    if n_work < min_parallel || rayon::current_num_threads() == 1 {
         run(0..n_panels, out.as_chunks_mut::<PANEL>().0);
         return out;
     }

@@ -11,7 +11,7 @@ pub(crate) struct Form {
     /// Codes are of 0..16, two of which are kept in a byte; otherwise they are of -128..128.
     pub(crate) is_nibble: bool,
     /// What is taken from each code.
-    pub(crate) zero: f32,
+    pub(crate) zero: i32,
     /// There are mins.
     pub(crate) has_min: bool,
 }
@@ -21,12 +21,12 @@ impl Form {
     pub(crate) fn of(dtype: GgmlType) -> Option<Self> {
         let form = |group, is_nibble, zero, has_min| Some(Self { group, is_nibble, zero, has_min });
         match dtype {
-            GgmlType::Q4_0 => form(32, true, 8.0, false),
-            GgmlType::Q4_1 | GgmlType::Q4_K => form(32, true, 0.0, true),
-            GgmlType::Q5_0 | GgmlType::Q8_0 => form(32, false, 0.0, false),
-            GgmlType::Q5_1 | GgmlType::Q5_K => form(32, false, 0.0, true),
-            GgmlType::Q2_K => form(16, false, 0.0, true),
-            GgmlType::Q3_K | GgmlType::Q6_K => form(16, false, 0.0, false),
+            GgmlType::Q4_0 => form(32, true, 8, false),
+            GgmlType::Q4_1 | GgmlType::Q4_K => form(32, true, 0, true),
+            GgmlType::Q5_0 | GgmlType::Q8_0 => form(32, false, 0, false),
+            GgmlType::Q5_1 | GgmlType::Q5_K => form(32, false, 0, true),
+            GgmlType::Q2_K => form(16, false, 0, true),
+            GgmlType::Q3_K | GgmlType::Q6_K => form(16, false, 0, false),
             _ => None,
         }
     }
@@ -71,7 +71,9 @@ impl Codes {
         for (group_idx, codes) in self.codes.chunks_exact(form.group).enumerate() {
             let scale = self.scales[group_idx];
             let min = if form.has_min { self.mins[group_idx] } else { 0.0 };
-            out.extend(codes.iter().map(|code| scale * (f32::from(*code) - form.zero) - min));
+            out.extend(
+                codes.iter().map(|code| scale * (i32::from(*code) - form.zero) as f32 - min),
+            );
         }
     }
 
@@ -251,5 +253,34 @@ mod tests {
             }
             assert_eq!(value.is_sign_negative(), sign < 0.0);
         }
+    }
+
+    /// `tests/data/quant.py` made the blocks at random, so that every bit of a layout counts.
+    #[test]
+    fn blocks_of_every_type_have_the_values_that_gguf_py_gives_them() {
+        let reference: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/data/quant.json")).unwrap();
+        let types = reference["types"].as_object().unwrap();
+        let known = GgmlType::ALL.iter().filter(|dtype| Form::of(**dtype).is_some());
+        let mut n_types = 0;
+        for dtype in known {
+            let reference = &types[dtype.name()];
+            let digits = reference["blocks"].as_str().unwrap().as_bytes();
+            let byte = |digits: &[u8; 2]| {
+                u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+            };
+            let blocks: Vec<u8> = digits.as_chunks::<2>().0.iter().map(byte).collect();
+            let mut values = Vec::new();
+            append_values(*dtype, &blocks, &mut Codes::default(), &mut values);
+            let expected: Vec<f32> = reference["values"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|value| value.as_f64().unwrap() as f32)
+                .collect();
+            assert_eq!(values, expected, "{}", dtype.name());
+            n_types += 1;
+        }
+        assert_eq!(n_types, types.len());
     }
 }

@@ -1,42 +1,60 @@
-//! Products of rows with a packed quantized matrix, in `f32`.
+//! Products of rows with a packed quantized matrix.
 //!
-//! Weights stay quantized in memory and become `f32` a few hundred at a time; activations are not
-//! rounded. Every element of a result is a sum over groups that share a scale, each of which is one
-//! chain of multiply-adds, all in a fixed order: what a row gives does not depend on what it is
-//! batched with, on the width of vectors or on the number of threads, bit for bit.
+//! Weights stay quantized in memory. Each group of a row's values that meets weights of one scale is
+//! rounded to 16-bit integers with a scale of its own, so that codes are multiplied and added up as
+//! integers, exactly. The sums of the groups become `f32` and are added in a fixed order: what a row
+//! gives does not depend on what it is batched with, on the width of vectors or on the number of
+//! threads, bit for bit. Rounding moves a value by at most 1/65534 of the largest of its group,
+//! where the 8-bit integers of llama.cpp and candle move it by 1/254.
 
-use pulp::{Arch, Simd, WithSimd};
-
-use crate::product::{PANEL, Row, pack, spread};
+use crate::pairs::{Pairs, WithPairs, dispatch};
+use crate::product::{PANEL, Row, spread};
 use crate::quant::{Codes, Form};
 
 /// Most rows that are computed together: their sums stay in registers.
 const MAX_ROWS: usize = 6;
 /// Inner values that are unpacked at once: they stay in the first-level cache.
-const CHUNK: usize = 128;
-/// Inner values of which two share a byte, the first sixteen with the last.
-const PAIRED: usize = 32;
+const CHUNK: usize = 256;
+/// Multiply-adds for which a second thread is worth waking.
+const MIN_PARALLEL: usize = 1 << 19;
+/// Largest rounded value. With codes of eight bits a group's sum stays far below 2^31.
+const MAX_CODE: f32 = 32767.0;
+
+/// Codes of a few neighbours in the inner dimension, two of which are multiplied at once: columns
+/// outermost, then whether the inner index is even or odd.
+type CodeRow<T> = [T; 2 * PANEL];
 
 /// A matrix in panels of columns: its output dimension is cut, its inner dimension outermost.
 #[derive(Debug)]
 pub(crate) struct Quantized {
     form: Form,
-    codes: Vec<[u8; PANEL]>, // (n_panels, n_in, PANEL), half of n_in for nibbles
-    scales: Vec<Row>,        // (n_panels, n_groups, PANEL)
-    mins: Vec<Row>,          // (n_panels, n_groups, PANEL), or empty
+    codes: Store,
+    scales: Vec<Row>, // (n_panels, n_groups, PANEL)
+    mins: Vec<Row>,   // (n_panels, n_groups, PANEL), or empty
     n_in: usize,
     n_out: usize,
+}
+
+#[derive(Debug)]
+enum Store {
+    Bytes(Vec<CodeRow<i8>>), // (n_panels, n_in / 2)
+    /// Four pairs of inner indices in order, from the low bits on.
+    Nibbles(Vec<CodeRow<u16>>), // (n_panels, n_in / 8)
 }
 
 impl Quantized {
     /// One without rows yet. `n_in` is a multiple of 32.
     pub(crate) fn new(form: Form, n_in: usize, n_out: usize) -> Self {
         let n_panels = n_out.div_ceil(PANEL);
-        let n_code_rows = if form.is_nibble { n_in / 2 } else { n_in };
         let n_groups = n_panels * n_in / form.group;
+        let codes = if form.is_nibble {
+            Store::Nibbles(vec![[0; 2 * PANEL]; n_panels * n_in / 8])
+        } else {
+            Store::Bytes(vec![[0; 2 * PANEL]; n_panels * n_in / 2])
+        };
         Self {
             form,
-            codes: vec![[0; PANEL]; n_panels * n_code_rows],
+            codes,
             scales: vec![[0.0; PANEL]; n_groups],
             mins: vec![[0.0; PANEL]; if form.has_min { n_groups } else { 0 }],
             n_in,
@@ -57,19 +75,20 @@ impl Quantized {
     /// Sets the weights of one output.
     pub(crate) fn set(&mut self, out_idx: usize, row: &Codes) {
         let (panel, column) = (out_idx / PANEL, out_idx % PANEL);
-        if self.form.is_nibble {
-            let codes = &mut self.codes[panel * self.n_in / 2..];
-            let (blocks, _) = codes.as_chunks_mut::<{ PAIRED / 2 }>();
-            for (block, codes) in blocks.iter_mut().zip(row.codes.chunks_exact(PAIRED)) {
-                let (low, high) = codes.split_at(PAIRED / 2);
-                for ((to, low), high) in block.iter_mut().zip(low).zip(high) {
-                    to[column] = *low as u8 | (*high as u8) << 4;
+        match &mut self.codes {
+            Store::Bytes(rows) => {
+                let (pairs, _) = row.codes.as_chunks::<2>();
+                for (to, pair) in rows[panel * self.n_in / 2..].iter_mut().zip(pairs) {
+                    to[2 * column..2 * column + 2].copy_from_slice(pair);
                 }
             }
-        } else {
-            let codes = &mut self.codes[panel * self.n_in..];
-            for (to, code) in codes.iter_mut().zip(&row.codes) {
-                to[column] = *code as u8;
+            Store::Nibbles(rows) => {
+                let (eights, _) = row.codes.as_chunks::<8>();
+                for (to, eight) in rows[panel * self.n_in / 8..].iter_mut().zip(eights) {
+                    for (i, code) in eight.iter().enumerate() {
+                        to[2 * column + i % 2] |= (*code as u16) << (i / 2 * 4);
+                    }
+                }
             }
         }
         let at = panel * (self.n_in / self.form.group);
@@ -86,77 +105,136 @@ impl Quantized {
     /// `x · W`, shape `(n_rows, stride)`; `x`: shape `(n_rows, n_in)`.
     pub(crate) fn product(&self, x: &[f32]) -> Vec<f32> {
         let n_rows = x.len() / self.n_in;
-        let sums: Vec<f32> =
-            x.chunks_exact(self.form.group).map(|group| group.iter().sum()).collect();
-        let sums = pack(&sums, self.n_in / self.form.group, MAX_ROWS);
-        let x = pack(x, self.n_in, MAX_ROWS);
-        let arch = Arch::new();
-        spread(n_rows, self.stride() / PANEL, self.n_in, |range, out| {
+        let rounded = dispatch(Round { x, n_in: self.n_in, group: self.form.group });
+        spread(n_rows, self.stride() / PANEL, self.n_in, MIN_PARALLEL, |range, out| {
             let stride = range.len();
-            arch.dispatch(Panels {
-                matrix: self,
-                x: &x,
-                sums: &sums,
-                first_panel: range.start,
-                out,
-                stride,
-            });
+            dispatch(Panels { matrix: self, x: &rounded, first_panel: range.start, out, stride });
         })
+    }
+}
+
+/// Rows as integers, in blocks of at most [`MAX_ROWS`], each with its inner dimension outermost.
+#[derive(Debug, Default)]
+struct Rounded {
+    pairs: Vec<i32>,  // (n_in / 2, n_rows) for each block: two codes
+    scales: Vec<f32>, // (n_groups, n_rows) for each block
+    sums: Vec<i32>,   // the same: of a group's codes
+}
+
+/// Rounds rows group by group.
+struct Round<'a> {
+    x: &'a [f32], // (n_rows, n_in)
+    n_in: usize,
+    group: usize,
+}
+
+impl WithPairs for Round<'_> {
+    type Output = Rounded;
+
+    #[inline(always)]
+    fn with_pairs<S: Pairs>(self, _: S) -> Rounded {
+        /// Adding 1.5 · 2^23 leaves the nearest integer in the low bits.
+        const NEAREST: f32 = 12_582_912.0;
+        let Self { x, n_in, group } = self;
+        let n_groups = n_in / group;
+        let mut out = Rounded {
+            pairs: vec![0; x.len() / 2],
+            scales: vec![0.0; x.len() / group],
+            sums: vec![0; x.len() / group],
+        };
+        for (block_idx, block) in x.chunks(MAX_ROWS * n_in).enumerate() {
+            let n_rows = block.len() / n_in;
+            let pairs = &mut out.pairs[block_idx * MAX_ROWS * n_in / 2..];
+            let at = block_idx * MAX_ROWS * n_groups;
+            for (i, values) in block.chunks_exact(group).enumerate() {
+                let (row, group_idx) = (i / n_groups, i % n_groups);
+                // Magnitudes are ordered as their bits are; one that is not a number is the largest.
+                let mut largest = 0;
+                for value in values {
+                    largest = largest.max(value.to_bits() & !(1 << 31));
+                }
+                let largest = f32::from_bits(largest);
+                let inverse = if largest > 0.0 { MAX_CODE / largest } else { 0.0 };
+                // Of values so small that this overflows, zeros are left.
+                let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+                let mut sum = 0;
+                let pairs = pairs[group_idx * group / 2 * n_rows..].chunks_exact_mut(n_rows);
+                for (pairs, values) in pairs.zip(values.as_chunks::<2>().0) {
+                    let [low, high] =
+                        values.map(|value| (value * inverse + NEAREST).to_bits() as i16);
+                    sum += i32::from(low) + i32::from(high);
+                    pairs[row] = i32::from(low as u16) | i32::from(high) << 16;
+                }
+                out.scales[at + group_idx * n_rows + row] = largest / MAX_CODE;
+                out.sums[at + group_idx * n_rows + row] = sum;
+            }
+        }
+        out
     }
 }
 
 /// Some panels for all rows.
 struct Panels<'a> {
     matrix: &'a Quantized,
-    x: &'a [f32],
-    sums: &'a [f32],
+    x: &'a Rounded,
     first_panel: usize,
     out: &'a mut [Row], // (n_rows, stride)
     stride: usize,
 }
 
-impl WithSimd for Panels<'_> {
+impl WithPairs for Panels<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { matrix, x, sums, first_panel, out, stride } = self;
+    fn with_pairs<S: Pairs>(self, simd: S) {
+        let Self { matrix, x, first_panel, out, stride } = self;
         let (n_in, form) = (matrix.n_in, matrix.form);
         let n_groups = n_in / form.group;
-        let mut scratch = [[0f32; PANEL]; CHUNK];
+        if out.len() == stride {
+            for (out, panel) in out.iter_mut().zip(first_panel..) {
+                one_row(simd, matrix, x, panel, out);
+            }
+            return;
+        }
+        let mut scratch = [[0i16; 2 * PANEL]; CHUNK / 2];
         for panel_idx in 0..stride {
             let panel = first_panel + panel_idx;
             for start in (0..n_in).step_by(CHUNK) {
                 let n = CHUNK.min(n_in - start);
-                let weights = &mut scratch[..n];
-                if form.is_nibble {
-                    let at = (panel * n_in + start) / 2;
-                    unpack_nibbles(&matrix.codes[at..at + n / 2], weights);
-                } else {
-                    let at = panel * n_in + start;
-                    unpack_bytes(&matrix.codes[at..at + n], weights);
+                let weights = &mut scratch[..n / 2];
+                let at = panel * n_in + start;
+                match &matrix.codes {
+                    Store::Bytes(rows) => unpack_bytes(&rows[at / 2..(at + n) / 2], weights),
+                    Store::Nibbles(rows) => unpack_nibbles(&rows[at / 8..(at + n) / 8], weights),
                 }
                 let at = panel * n_groups + start / form.group;
                 let groups = at..at + n / form.group;
                 let part = Part {
-                    weights,
+                    weights: pulp::bytemuck::cast_slice(weights),
                     scales: &matrix.scales[groups.clone()],
                     mins: matrix.mins.get(groups).unwrap_or_default(),
                     form,
                 };
-                let blocks = x.chunks(MAX_ROWS * n_in).zip(sums.chunks(MAX_ROWS * n_groups));
-                for ((x, sums), out) in blocks.zip(out.chunks_mut(MAX_ROWS * stride)) {
-                    let r = x.len() / n_in;
-                    let x = &x[start * r..(start + n) * r];
-                    let sums = &sums[start / form.group * r..];
+                let blocks = x.pairs.chunks(MAX_ROWS * n_in / 2);
+                let scales = x.scales.chunks(MAX_ROWS * n_groups);
+                let sums = x.sums.chunks(MAX_ROWS * n_groups);
+                let blocks = blocks.zip(scales).zip(sums);
+                for (((pairs, scales), sums), out) in blocks.zip(out.chunks_mut(MAX_ROWS * stride))
+                {
+                    let r = scales.len() / n_groups;
+                    let x = Rows {
+                        pairs: &pairs[start / 2 * r..(start + n) / 2 * r],
+                        scales: &scales[start / form.group * r..],
+                        sums: &sums[start / form.group * r..],
+                    };
                     let out = Out { rows: out, stride, panel_idx };
                     match r {
-                        1 => rows::<S, 1>(simd, x, sums, &part, out),
-                        2 => rows::<S, 2>(simd, x, sums, &part, out),
-                        3 => rows::<S, 3>(simd, x, sums, &part, out),
-                        4 => rows::<S, 4>(simd, x, sums, &part, out),
-                        5 => rows::<S, 5>(simd, x, sums, &part, out),
-                        _ => rows::<S, MAX_ROWS>(simd, x, sums, &part, out),
+                        1 => rows::<S, 1>(simd, &x, &part, out),
+                        2 => rows::<S, 2>(simd, &x, &part, out),
+                        3 => rows::<S, 3>(simd, &x, &part, out),
+                        4 => rows::<S, 4>(simd, &x, &part, out),
+                        5 => rows::<S, 5>(simd, &x, &part, out),
+                        _ => rows::<S, MAX_ROWS>(simd, &x, &part, out),
                     }
                 }
             }
@@ -164,23 +242,81 @@ impl WithSimd for Panels<'_> {
     }
 }
 
+/// A panel for a single row. It takes as long as its weights take to arrive: they are unpacked in
+/// registers.
 #[inline(always)]
-fn unpack_bytes(codes: &[[u8; PANEL]], out: &mut [Row]) {
+fn one_row<S: Pairs>(simd: S, matrix: &Quantized, x: &Rounded, panel: usize, out: &mut Row) {
+    match PANEL / S::I32_LANES {
+        2 => one_row_by::<S, 2>(simd, matrix, x, panel, out),
+        4 => one_row_by::<S, 4>(simd, matrix, x, panel, out),
+        8 => one_row_by::<S, 8>(simd, matrix, x, panel, out),
+        _ => one_row_by::<S, PANEL>(simd, matrix, x, panel, out),
+    }
+}
+
+/// The same, for panels of `V` vectors.
+#[inline(always)]
+fn one_row_by<S: Pairs, const V: usize>(
+    simd: S,
+    matrix: &Quantized,
+    x: &Rounded,
+    panel: usize,
+    out: &mut Row,
+) {
+    let Form { group, zero, .. } = matrix.form;
+    let n_groups = matrix.n_in / group;
+    let mut totals = [[simd.splat_f32s(0.0); V]];
+    let groups = x.pairs.chunks_exact(group / 2).zip(x.scales.iter().zip(&x.sums));
+    for ((pairs, (x_scale, x_sum)), at) in groups.zip(panel * n_groups..) {
+        let mut sums = [[simd.splat_i32s(-zero * x_sum); V]];
+        match &matrix.codes {
+            Store::Bytes(rows) => {
+                let n = group / 2;
+                for (pair, codes) in pairs.iter().zip(&rows[at * n..(at + 1) * n]) {
+                    let pair = simd.splat_i32s(*pair);
+                    for v in 0..V {
+                        let codes = simd.widen(&codes[v * 2 * S::I32_LANES..]);
+                        sums[0][v] = simd.add_pairs(pair, codes, sums[0][v]);
+                    }
+                }
+            }
+            Store::Nibbles(rows) => {
+                let n = group / 8;
+                let fours = pairs.as_chunks::<4>().0;
+                for (four, codes) in fours.iter().zip(&rows[at * n..(at + 1) * n]) {
+                    let four = four.map(|pair| simd.splat_i32s(pair));
+                    let codes: &[i32; PANEL] = pulp::bytemuck::cast_ref(codes);
+                    let (codes, _) = S::as_simd_i32s(codes);
+                    for (sum, codes) in sums[0].iter_mut().zip(codes) {
+                        *sum = simd.add_pairs(four[0], simd.nibbles::<0>(*codes), *sum);
+                        *sum = simd.add_pairs(four[1], simd.nibbles::<4>(*codes), *sum);
+                        *sum = simd.add_pairs(four[2], simd.nibbles::<8>(*codes), *sum);
+                        *sum = simd.add_pairs(four[3], simd.nibbles::<12>(*codes), *sum);
+                    }
+                }
+            }
+        }
+        let scales = (&matrix.scales[at], matrix.mins.get(at));
+        add_group(simd, &sums, scales, (&[*x_scale], &[*x_sum]), 0, &mut totals);
+    }
+    let (out, _) = S::as_mut_simd_f32s(out);
+    out.copy_from_slice(&totals[0]);
+}
+
+#[inline(always)]
+fn unpack_bytes(codes: &[CodeRow<i8>], out: &mut [CodeRow<i16>]) {
     // One loop over all: loops of a known length are unrolled and then do without vectors.
     for (out, code) in out.as_flattened_mut().iter_mut().zip(codes.as_flattened()) {
-        *out = f32::from(*code as i8);
+        *out = i16::from(*code);
     }
 }
 
 #[inline(always)]
-fn unpack_nibbles(codes: &[[u8; PANEL]], out: &mut [Row]) {
-    let blocks = out.chunks_exact_mut(PAIRED).zip(codes.chunks_exact(PAIRED / 2));
-    for (out, codes) in blocks {
-        let (low, high) = out.split_at_mut(PAIRED / 2);
-        for ((low, high), codes) in low.iter_mut().zip(high).zip(codes) {
-            for ((low, high), code) in low.iter_mut().zip(high).zip(codes) {
-                *low = f32::from(code & 15);
-                *high = f32::from(code >> 4);
+fn unpack_nibbles(codes: &[CodeRow<u16>], out: &mut [CodeRow<i16>]) {
+    for (out, codes) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+        for (i, out) in out.iter_mut().enumerate() {
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = (code >> (4 * i) & 15) as i16;
             }
         }
     }
@@ -188,10 +324,17 @@ fn unpack_nibbles(codes: &[[u8; PANEL]], out: &mut [Row]) {
 
 /// A few groups of a panel.
 struct Part<'a> {
-    weights: &'a [Row], // (n_groups · group,)
-    scales: &'a [Row],  // (n_groups,)
-    mins: &'a [Row],    // (n_groups,), or empty
+    weights: &'a [[i32; PANEL]], // (n_groups · group / 2,): pairs
+    scales: &'a [Row],           // (n_groups,)
+    mins: &'a [Row],             // (n_groups,), or empty
     form: Form,
+}
+
+/// The same groups of a block of rows.
+struct Rows<'a> {
+    pairs: &'a [i32],
+    scales: &'a [f32],
+    sums: &'a [i32],
 }
 
 /// Where a panel's results of a block of rows are added.
@@ -203,34 +346,25 @@ struct Out<'a> {
 
 /// All columns of a panel for `R` rows, as many vectors at once as registers allow.
 #[inline(always)]
-fn rows<S: Simd, const R: usize>(
-    simd: S,
-    x: &[f32],
-    sums: &[f32],
-    part: &Part<'_>,
-    mut out: Out<'_>,
-) {
-    let (x, _) = x.as_chunks::<R>();
-    let (sums, _) = sums.as_chunks::<R>();
+fn rows<S: Pairs, const R: usize>(simd: S, x: &Rows<'_>, part: &Part<'_>, mut out: Out<'_>) {
     let n_vectors = PANEL / S::F32_LANES;
-    // Results, sums, weights of one inner index and one broadcast value at a time.
+    // Results, sums, weights of one pair of inner indices and one broadcast pair at a time.
     if n_vectors >= 2 && 2 * R * 2 + 3 <= S::REGISTER_COUNT {
         for at in (0..n_vectors).step_by(2) {
-            block::<S, R, 2>(simd, x, sums, part, &mut out, at);
+            block::<S, R, 2>(simd, x, part, &mut out, at);
         }
     } else {
         for at in 0..n_vectors {
-            block::<S, R, 1>(simd, x, sums, part, &mut out, at);
+            block::<S, R, 1>(simd, x, part, &mut out, at);
         }
     }
 }
 
 /// `R` rows times `V` vectors of columns, from vector `at` of the panel on.
 #[inline(always)]
-fn block<S: Simd, const R: usize, const V: usize>(
+fn block<S: Pairs, const R: usize, const V: usize>(
     simd: S,
-    x: &[[f32; R]],
-    sums: &[[f32; R]],
+    x: &Rows<'_>,
     part: &Part<'_>,
     out: &mut Out<'_>,
     at: usize,
@@ -244,41 +378,25 @@ fn block<S: Simd, const R: usize, const V: usize>(
             *totals = *out;
         }
     }
-    let zero = simd.splat_f32s(-form.zero);
-    let groups = x.chunks_exact(form.group).zip(weights.chunks_exact(form.group));
-    for (group_idx, (x, weights)) in groups.enumerate() {
-        let mut products = [[simd.splat_f32s(0.0); V]; R];
-        for (x, weights) in x.iter().zip(weights) {
-            let (weights, _) = S::as_simd_f32s(weights);
+    let pairs = x.pairs.as_chunks::<R>().0.chunks_exact(form.group / 2);
+    let groups = pairs.zip(weights.chunks_exact(form.group / 2)).zip(scales.iter());
+    let x_groups = x.scales.as_chunks::<R>().0.iter().zip(x.sums.as_chunks::<R>().0);
+    for (group_idx, (((pairs, weights), scales), (x_scales, x_sums))) in
+        groups.zip(x_groups).enumerate()
+    {
+        let mut sums = x_sums.map(|sum| [simd.splat_i32s(-form.zero * sum); V]);
+        for (pairs, weights) in pairs.iter().zip(weights) {
+            let (weights, _) = S::as_simd_i32s(weights);
             let Some(weights) = weights[at..].first_chunk::<V>() else { return };
-            for (products, x) in products.iter_mut().zip(x) {
-                let x = simd.splat_f32s(*x);
-                for (product, weight) in products.iter_mut().zip(weights) {
-                    *product = simd.mul_add_e_f32s(x, *weight, *product);
+            for (sums, pair) in sums.iter_mut().zip(pairs) {
+                let pair = simd.splat_i32s(*pair);
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum = simd.add_pairs(pair, *weight, *sum);
                 }
             }
         }
-        let (scales, _) = S::as_simd_f32s(&scales[group_idx]);
-        for v in 0..V {
-            let scale = scales[at + v];
-            for r in 0..R {
-                let mut product = products[r][v];
-                if form.zero != 0.0 {
-                    let sum = simd.splat_f32s(sums[group_idx][r]);
-                    product = simd.mul_add_e_f32s(sum, zero, product);
-                }
-                totals[r][v] = simd.mul_add_e_f32s(product, scale, totals[r][v]);
-            }
-        }
-        if let Some(mins) = mins.get(group_idx) {
-            let (mins, _) = S::as_simd_f32s(mins);
-            for v in 0..V {
-                for r in 0..R {
-                    let sum = simd.splat_f32s(-sums[group_idx][r]);
-                    totals[r][v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[r][v]);
-                }
-            }
-        }
+        let scales = (scales, mins.get(group_idx));
+        add_group(simd, &sums, scales, (x_scales, x_sums), at, &mut totals);
     }
     let rows = out.rows[out.panel_idx..].iter_mut().step_by(out.stride);
     for (out, totals) in rows.zip(totals) {
@@ -289,9 +407,39 @@ fn block<S: Simd, const R: usize, const V: usize>(
     }
 }
 
+/// Adds a group's products to the totals. `weights`: scales and mins, used from vector `at` on; `x`:
+/// scales and sums of the rows.
+#[inline(always)]
+fn add_group<S: Pairs, const R: usize, const V: usize>(
+    simd: S,
+    products: &[[S::i32s; V]; R],
+    weights: (&Row, Option<&Row>),
+    x: (&[f32; R], &[i32; R]),
+    at: usize,
+    totals: &mut [[S::f32s; V]; R],
+) {
+    let (scales, _) = S::as_simd_f32s(weights.0);
+    for ((totals, products), x_scale) in totals.iter_mut().zip(products).zip(x.0) {
+        for v in 0..V {
+            let scale = simd.mul_f32s(scales[at + v], simd.splat_f32s(*x_scale));
+            totals[v] = simd.mul_add_e_f32s(simd.to_f32s(products[v]), scale, totals[v]);
+        }
+    }
+    let Some(mins) = weights.1 else { return };
+    let (mins, _) = S::as_simd_f32s(mins);
+    for (totals, (x_scale, x_sum)) in totals.iter_mut().zip(x.0.iter().zip(x.1)) {
+        let sum = simd.splat_f32s(-x_scale * *x_sum as f32);
+        for v in 0..V {
+            totals[v] = simd.mul_add_e_f32s(sum, mins[at + v], totals[v]);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pairs::Run;
+    use pulp::{NullaryFnOnce, Scalar};
 
     /// Rows of codes with scales that are powers of two, so that all products and sums are exact.
     fn rows(form: Form, n_in: usize, n_out: usize) -> Vec<Codes> {
@@ -311,30 +459,46 @@ mod tests {
         (0..n_out).map(row).collect()
     }
 
+    fn matrix(form: Form, n_in: usize, rows: &[Codes]) -> Quantized {
+        let mut matrix = Quantized::new(form, n_in, rows.len());
+        for (out_idx, codes) in rows.iter().enumerate() {
+            matrix.set(out_idx, codes);
+        }
+        matrix
+    }
+
+    fn values(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919) % 1013) as f32 / 997.0 - 0.5).collect()
+    }
+
+    const FORMS: [Form; 6] = [
+        Form { group: 32, is_nibble: true, zero: 8, has_min: false },
+        Form { group: 32, is_nibble: true, zero: 0, has_min: true },
+        Form { group: 32, is_nibble: false, zero: 0, has_min: false },
+        Form { group: 32, is_nibble: false, zero: 0, has_min: true },
+        Form { group: 16, is_nibble: false, zero: 0, has_min: true },
+        Form { group: 16, is_nibble: false, zero: 0, has_min: false },
+    ];
+
     #[test]
     fn every_form_and_number_of_rows_gives_the_product_of_the_values() {
         let (n_in, n_out) = (160, 70);
-        for (group, is_nibble, zero, has_min) in [
-            (32, true, 8.0, false),
-            (32, true, 0.0, true),
-            (32, false, 0.0, false),
-            (32, false, 0.0, true),
-            (16, false, 0.0, true),
-            (16, false, 0.0, false),
-        ] {
-            let form = Form { group, is_nibble, zero, has_min };
-            let mut matrix = Quantized::new(form, n_in, n_out);
-            let mut values = Vec::new();
-            for (out_idx, codes) in rows(form, n_in, n_out).iter().enumerate() {
-                matrix.set(out_idx, codes);
-                codes.append_values(form, &mut values);
-            }
+        for form in FORMS {
+            let codes = rows(form, n_in, n_out);
+            let matrix = matrix(form, n_in, &codes);
+            let mut weights = Vec::new();
+            codes.iter().for_each(|row| row.append_values(form, &mut weights));
             for n_rows in 0..14 {
-                let x: Vec<f32> = (0..n_rows * n_in).map(|i| (i * 31 % 17) as f32 - 8.0).collect();
+                // The largest of each group makes its scale 1, so that integers stay exact.
+                let value = |i: usize| match i % 16 {
+                    3 => [MAX_CODE, -MAX_CODE][i / 16 % 2],
+                    _ => (i * 31 % 17) as f32 - 8.0,
+                };
+                let x: Vec<f32> = (0..n_rows * n_in).map(value).collect();
                 let y = matrix.product(&x);
                 assert_eq!(y.len(), n_rows * matrix.stride());
                 for (x, y) in x.chunks_exact(n_in).zip(y.chunks_exact(matrix.stride())) {
-                    for (weights, y) in values.chunks_exact(n_in).zip(y) {
+                    for (weights, y) in weights.chunks_exact(n_in).zip(y) {
                         let expected: f32 = x.iter().zip(weights).map(|(x, w)| x * w).sum();
                         assert_eq!(*y, expected, "{form:?}, {n_rows} rows");
                     }
@@ -343,40 +507,87 @@ mod tests {
         }
     }
 
+    /// Each value is off by half a step at most, and steps are 1/32767 of the largest of a group.
+    #[test]
+    fn rounding_moves_a_product_less_than_its_bound() {
+        let n_in = 160;
+        for form in FORMS {
+            let codes = rows(form, n_in, 64);
+            let mut weights = Vec::new();
+            codes.iter().for_each(|row| row.append_values(form, &mut weights));
+            for magnitude in [1e-30, 1.0, 1e30] {
+                let x: Vec<f32> = values(n_in).iter().map(|value| value * magnitude).collect();
+                let y = matrix(form, n_in, &codes).product(&x);
+                for (weights, y) in weights.chunks_exact(n_in).zip(y) {
+                    let mut expected = 0f64;
+                    let mut bound = 0f64;
+                    for (x, weights) in x.chunks(form.group).zip(weights.chunks(form.group)) {
+                        let largest = x.iter().fold(0f32, |a, x| a.max(x.abs()));
+                        for (x, weight) in x.iter().zip(weights) {
+                            expected += f64::from(*x) * f64::from(*weight);
+                            bound += f64::from(largest) / 65_000.0 * f64::from(weight.abs());
+                        }
+                    }
+                    let error = (f64::from(y) - expected).abs();
+                    assert!(error < bound, "{form:?}: {error} of {bound}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_give_zeros_and_what_is_not_finite_stays_so() {
+        let form = FORMS[0];
+        let codes = rows(form, 64, 32);
+        let matrix = matrix(form, 64, &codes);
+        for (value, is_finite) in [
+            (0.0, true),
+            (f32::MIN_POSITIVE / 8.0, true),
+            (f32::NAN, false),
+            (f32::INFINITY, false),
+        ] {
+            let mut x = vec![0f32; 64];
+            x[40] = value;
+            let y = matrix.product(&x);
+            assert!(y.iter().all(|y| y.is_finite() == is_finite), "{value}");
+            assert!(!is_finite || y.iter().all(|y| y.abs() < 1e-30), "{value}");
+        }
+    }
+
     #[test]
     fn threads_and_narrower_vectors_change_no_bit() {
         let (n_in, n_out, n_rows) = (1024, 640, 19);
-        let form = Form { group: 32, is_nibble: true, zero: 8.0, has_min: false };
-        let mut matrix = Quantized::new(form, n_in, n_out);
-        for (out_idx, codes) in rows(form, n_in, n_out).iter_mut().enumerate() {
-            codes.scales.iter_mut().for_each(|scale| *scale *= 0.3);
-            matrix.set(out_idx, codes);
-        }
-        let x: Vec<f32> =
-            (0..n_rows * n_in).map(|i| ((i * 7919) % 1013) as f32 / 997.0 - 0.5).collect();
-        let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        let together = pool(3).install(|| matrix.product(&x));
-        assert_eq!(pool(1).install(|| matrix.product(&x)), together);
-        for (x, together) in x.chunks_exact(n_in).zip(together.chunks_exact(n_out)) {
-            assert_eq!(matrix.product(x), together);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(narrow) = pulp::x86::V3::try_new() {
-            let sums: Vec<f32> = x.chunks_exact(32).map(|group| group.iter().sum()).collect();
-            let sums = pack(&sums, n_in / 32, MAX_ROWS);
-            let packed = pack(&x, n_in, MAX_ROWS);
+        for form in FORMS {
+            let mut codes = rows(form, n_in, n_out);
+            let scales = codes.iter_mut().flat_map(|row| &mut row.scales);
+            scales.for_each(|scale| *scale *= 0.3);
+            let matrix = matrix(form, n_in, &codes);
+            let x = values(n_rows * n_in);
+            let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            let together = pool(3).install(|| matrix.product(&x));
+            assert_eq!(pool(1).install(|| matrix.product(&x)), together);
+            for (x, together) in x.chunks_exact(n_in).zip(together.chunks_exact(n_out)) {
+                assert_eq!(matrix.product(x), together);
+            }
+            let rounded = dispatch(Round { x: &x, n_in, group: form.group });
             let stride = n_out / PANEL;
             let mut out = vec![[0f32; PANEL]; n_rows * stride];
-            let panels = Panels {
-                matrix: &matrix,
-                x: &packed,
-                sums: &sums,
-                first_panel: 0,
-                out: &mut out,
-                stride,
+            let mut with = |run: &dyn Fn(Panels<'_>)| {
+                out.as_flattened_mut().fill(0.0);
+                let (x, out) = (&rounded, &mut out[..]);
+                run(Panels { matrix: &matrix, x, first_panel: 0, out, stride });
+                out.as_flattened().to_vec()
             };
-            Simd::vectorize(narrow, panels);
-            assert_eq!(out.as_flattened(), together, "vectors of 8 values");
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                let narrow = with(&|work| simd.vectorize(Run { simd, work }));
+                assert_eq!(narrow, together, "vectors of 8 values");
+            }
+            // Without a fused multiply-add the totals are rounded once more.
+            let plain = with(&|work| Run { simd: Scalar::new(), work }.call());
+            for (a, b) in plain.iter().zip(&together) {
+                assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a} {b}");
+            }
         }
     }
 }
