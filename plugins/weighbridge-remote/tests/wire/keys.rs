@@ -11,8 +11,8 @@ use weighbridge_core::{
 };
 use weighbridge_remote::{Remote, Vendor};
 
-use weighbridge_testkit::player::{Player, answer, json as json_answer, stream};
 use crate::support::{CANARY, Keys, Ledger, ask, open};
+use weighbridge_testkit::player::{Player, answer, json as json_answer, stream};
 
 /// Names under which vendors' keys are kept.
 const VENDOR_KEYS: [&str; 5] = [

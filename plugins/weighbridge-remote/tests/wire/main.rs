@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod faults;
+mod keys;
 mod limits;
 mod llama_server;
-mod keys;
 mod opening;
 mod presets;
 mod streams;
