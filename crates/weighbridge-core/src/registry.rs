@@ -165,7 +165,8 @@ impl Registry {
                 format!(
                     "unknown provider `{id}`; known: {known}. To link a missing plugin crate, add \
                      `weighbridge-{id} = \"*\"` to Cargo.toml and `weighbridge_{}` to \
-                     `link_plugins!(…)` in main.rs",
+                     `link_plugins!(…)` in main.rs; the `weighbridge` program is built with \
+                     `--features {id}`",
                     id.replace('-', "_")
                 ),
             )

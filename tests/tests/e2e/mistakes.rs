@@ -83,9 +83,9 @@ fn suites_and_data() {
         &good.replace("candle:model", "llama-cpp:x.gguf"),
         &[
             "unknown provider `llama-cpp`",
-            "`candle`, `openai-compatible`, `recorded`",
-            "Cargo.toml",
+            "`anthropic`, `azure-openai`, `candle`, `gemini`",
             "link_plugins!",
+            "--features llama-cpp",
         ],
     );
     let rows = std::fs::read_to_string(desk.path().join("data.jsonl")).unwrap();

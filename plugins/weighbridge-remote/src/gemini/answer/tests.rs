@@ -1,3 +1,5 @@
+//! Answers of generateContent, feature by feature.
+
 use weighbridge_core::{Completion, Outcome, RequestOption, TokenId};
 
 use super::*;

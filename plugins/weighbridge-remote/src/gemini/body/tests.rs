@@ -1,3 +1,5 @@
+//! Bodies of generateContent, feature by feature.
+
 use weighbridge_core::{Sampling, Tool};
 
 use super::*;

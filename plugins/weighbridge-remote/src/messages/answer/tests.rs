@@ -1,3 +1,5 @@
+//! Answers of Messages, feature by feature.
+
 use weighbridge_core::{Completion, Outcome, Request};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Bodies of Messages, feature by feature.
+
 use std::collections::BTreeMap;
 
 use weighbridge_core::{Sampling, Tool, ToolCall};
