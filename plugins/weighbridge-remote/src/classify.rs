@@ -6,7 +6,7 @@ use weighbridge_core::ErrorKind;
 use crate::google_rpc;
 
 /// Codes that end a run: waiting does not help.
-const QUOTA_CODES: [&str; 7] = [
+const QUOTA_CODES: [&str; 9] = [
     "insufficient_quota",
     "credit_balance_exhausted",
     "organization_spend_limit_exceeded",
@@ -14,6 +14,8 @@ const QUOTA_CODES: [&str; 7] = [
     "organization_usage_limit_exceeded",
     "enforced_spend_limit_reached",
     "billing_error",
+    "contract_spend_limit_reached",
+    "linked_organization_spend_limit_reached",
 ];
 
 /// An error as a server words it, in any of the usual shapes.
@@ -177,7 +179,16 @@ fn by_word(word: &str) -> Option<Class> {
 /// vLLM and others refuse a long prompt with a bare 400; only the text tells it apart.
 fn names_the_context(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    message.contains("maximum context length") || message.contains("exceeds the available context")
+    [
+        "maximum context length",
+        "exceeds the available context",
+        // Anthropic's.
+        "prompt is too long",
+        // Gemini's, behind the number that was counted.
+        "exceeds the maximum number of tokens",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
 }
 
 #[cfg(test)]
@@ -212,6 +223,18 @@ mod tests {
             (
                 400,
                 json!({"error": {"code": 400, "type": "exceed_context_size_error"}}),
+                ("context_overflow", false),
+            ),
+            (
+                400,
+                json!({"type": "error", "error": {"type": "invalid_request_error",
+                    "message": "prompt is too long: 208310 tokens > 200000 maximum"}}),
+                ("context_overflow", false),
+            ),
+            (
+                400,
+                json!({"error": {"code": 400, "status": "INVALID_ARGUMENT", "message":
+                    "The input token count (9) exceeds the maximum number of tokens allowed (8)."}}),
                 ("context_overflow", false),
             ),
             (400, code("organization_spend_limit_exceeded"), ("quota", false)),

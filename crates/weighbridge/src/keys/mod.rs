@@ -11,7 +11,8 @@
 //! if let Some(path) = KeyFile::usual_path() {
 //!     keys = keys.with(KeyFile::new(path));
 //! }
-//! let environment = Environment::new(Registry::new()).with_secrets(Arc::new(keys));
+//! let environment = Environment::new(Registry::new([])?).with_secrets(Arc::new(keys));
+//! # Ok::<(), weighbridge::Error>(())
 //! ```
 
 mod file;

@@ -282,6 +282,10 @@ impl Decode for GeminiAnswer {
                 )
                 .with("code", "MISSING_THOUGHT_SIGNATURE"));
             }
+            // The model's own mistake: it tried to call a tool and wrote something else.
+            "MALFORMED_FUNCTION_CALL" | "MALFORMED_RESPONSE" | "UNEXPECTED_TOOL_CALL" => {
+                StopReason::Malformed
+            }
             _ => StopReason::Other,
         };
         self.asked_logprobs.check(out)?;

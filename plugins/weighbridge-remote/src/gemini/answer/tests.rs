@@ -142,6 +142,7 @@ fn no_cut_stream_passes_and_no_damage_panics() {
 fn each_reason_has_its_outcome() {
     let filtered = (StopReason::ContentFilter, Outcome::Filtered);
     let other = (StopReason::Other, Outcome::OkUnknownReason);
+    let malformed = (StopReason::Malformed, Outcome::MalformedOutput);
     let length = (StopReason::Length, Outcome::TruncatedByLimit);
     for (reason, (stop, outcome)) in [
         ("STOP", (StopReason::Stop, Outcome::Ok)),
@@ -160,10 +161,10 @@ fn each_reason_has_its_outcome() {
         ("IMAGE_RECITATION", filtered),
         ("IMAGE_OTHER", other.clone()),
         ("NO_IMAGE", other.clone()),
-        ("MALFORMED_FUNCTION_CALL", other.clone()),
-        ("UNEXPECTED_TOOL_CALL", other.clone()),
+        ("MALFORMED_FUNCTION_CALL", malformed.clone()),
+        ("UNEXPECTED_TOOL_CALL", malformed.clone()),
         ("TOO_MANY_TOOL_CALLS", other.clone()),
-        ("MALFORMED_RESPONSE", other.clone()),
+        ("MALFORMED_RESPONSE", malformed),
         ("OTHER", other.clone()),
         ("BRAND_NEW", other),
     ] {
