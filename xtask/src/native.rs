@@ -69,8 +69,8 @@ impl Tools {
 
     /// On processors that compute with 16-bit floats, llama.cpp's attention takes that arithmetic and
     /// handles 128 values at a time; heads of fewer values, 64 for instance, fall to a loop over single
-    /// values, and sums of products lose digits. Without it decoding behind 512 tokens is 1.3 to 2.5
-    /// times as fast (docs/benchmarks.md).
+    /// values. Without it decoding behind 512 tokens is 1.3 to 2.5 times as fast
+    /// (docs/benchmarks.md).
     fn leave_out_half_arithmetic(&mut self) {
         const FLAG: &str = "-mno-avx512fp16";
         if !cfg!(all(target_arch = "x86_64", unix)) {
