@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 use weighbridge_core::{
-    Capabilities, Dropped, EmbedRequest, Embedding, Error, Prompt, Request, RequestOption, Result,
+    Capabilities, Dropped, EmbedRequest, Embedding, Error, ErrorKind, Prompt, Request,
+    RequestOption, Result,
 };
 
 use crate::emitter::{Emitter, Ending};
@@ -76,6 +77,15 @@ pub(crate) struct Page {
     pub(crate) models: Vec<Listed>,
     /// Where the next part begins, in the vendor's word.
     pub(crate) next: Option<String>,
+}
+
+/// The error for an event of a stream that is not JSON.
+pub(crate) fn not_json(frame: &Frame, error: serde_json::Error, out: &Emitter<'_>) -> Error {
+    const MAX_BYTES: usize = 200;
+    Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
+        .with("offset", frame.offset)
+        .with("data", out.excerpt(&frame.data, MAX_BYTES))
+        .with_source(error)
 }
 
 /// A protocol.

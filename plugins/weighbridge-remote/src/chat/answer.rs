@@ -8,7 +8,7 @@ use weighbridge_core::{Error, ErrorKind, Request, Result, Retry, StopReason};
 use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
 use crate::sse::Frame;
-use crate::wire::{Decode, Flow};
+use crate::wire::{Decode, Flow, not_json};
 use crate::{failure, logprobs, usage};
 
 /// Fields of a chunk or document that are read, or that carry nothing.
@@ -372,10 +372,7 @@ impl Decode for ChatAnswer {
             if frame.event == "error" {
                 return failure::in_answer(&json!({"error": frame.data}), out);
             }
-            Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
-                .with("offset", frame.offset)
-                .with("data", out.excerpt(&frame.data, MAX_SNIPPET_BYTES))
-                .with_source(error)
+            not_json(frame, error, out)
         })?;
         if ErrorObject::find(&chunk).is_some() || frame.event == "error" {
             return Err(failure::in_answer(&chunk, out));

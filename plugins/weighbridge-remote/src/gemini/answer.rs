@@ -10,7 +10,7 @@ use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
 use crate::failure;
 use crate::sse::Frame;
-use crate::wire::{AskedLogprobs, Decode, Flow};
+use crate::wire::{AskedLogprobs, Decode, Flow, not_json};
 
 const KNOWN_FIELDS: [&str; 5] =
     ["candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"];
@@ -18,7 +18,6 @@ const KNOWN_CANDIDATE_FIELDS: [&str; 5] =
     ["index", "content", "finishReason", "finishMessage", "logprobsResult"];
 /// Most unknown fields that are kept.
 const MAX_KEPT_FIELDS: usize = 32;
-const MAX_SNIPPET_BYTES: usize = 200;
 
 /// One answer in the making.
 #[derive(Debug)]
@@ -205,12 +204,8 @@ impl GeminiAnswer {
 
 impl Decode for GeminiAnswer {
     fn frame(&mut self, frame: &Frame, out: &mut Emitter<'_>) -> Result<Flow> {
-        let chunk: Value = serde_json::from_str(&frame.data).map_err(|error| {
-            Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
-                .with("offset", frame.offset)
-                .with("data", out.excerpt(&frame.data, MAX_SNIPPET_BYTES))
-                .with_source(error)
-        })?;
+        let chunk: Value =
+            serde_json::from_str(&frame.data).map_err(|error| not_json(frame, error, out))?;
         if frame.event == "error" {
             return Err(failure::in_answer(&chunk, out));
         }

@@ -10,7 +10,7 @@ use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
 use crate::failure;
 use crate::sse::Frame;
-use crate::wire::{Decode, Flow};
+use crate::wire::{Decode, Flow, not_json};
 
 /// Fields of a message, and of the change at its end, that are read or carry nothing.
 const KNOWN_FIELDS: [&str; 9] = [
@@ -228,12 +228,8 @@ impl MessagesAnswer {
 
 impl Decode for MessagesAnswer {
     fn frame(&mut self, frame: &Frame, out: &mut Emitter<'_>) -> Result<Flow> {
-        let event: Value = serde_json::from_str(&frame.data).map_err(|error| {
-            Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
-                .with("offset", frame.offset)
-                .with("data", out.excerpt(&frame.data, MAX_SNIPPET_BYTES))
-                .with_source(error)
-        })?;
+        let event: Value =
+            serde_json::from_str(&frame.data).map_err(|error| not_json(frame, error, out))?;
         if ErrorObject::find(&event).is_some() || frame.event == "error" {
             return Err(failure::in_answer(&event, out));
         }

@@ -9,7 +9,7 @@ use super::echo;
 use crate::classify::ErrorObject;
 use crate::emitter::{Emitter, Ending};
 use crate::sse::Frame;
-use crate::wire::{Decode, Flow};
+use crate::wire::{Decode, Flow, not_json};
 use crate::{failure, logprobs, usage};
 
 /// Fields of a response that are read, or that repeat the request.
@@ -355,10 +355,7 @@ impl Decode for ResponsesAnswer {
             if frame.event == "error" {
                 return failure::in_answer(&json!({"error": frame.data}), out);
             }
-            Error::new(ErrorKind::Protocol, "an event of the stream is not JSON")
-                .with("offset", frame.offset)
-                .with("data", out.excerpt(&frame.data, MAX_SNIPPET_BYTES))
-                .with_source(error)
+            not_json(frame, error, out)
         })?;
         if ErrorObject::find(&event).is_some() || frame.event == "error" {
             self.failed(&event, out)?;
