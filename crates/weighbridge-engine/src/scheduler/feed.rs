@@ -98,14 +98,14 @@ impl Scheduler {
             true => self.tuning.decode_latency.min(self.tuning.cancel_latency),
             false => self.tuning.cancel_latency,
         };
-        let one = self.chunk.size(latency);
+        let alone = self.chunk.share(first.sequence.n_left(), latency);
         if first.is_suspect || self.caps.batching == Batching::One {
-            self.add(&mut feed, first_idx, first, one);
+            self.add(&mut feed, first_idx, first, alone);
             return (first_idx, feed.parts);
         }
         let together: Vec<_> = runnable.into_iter().filter(|(_, unit)| !unit.is_suspect).collect();
         if self.caps.batching == Batching::EqualLength {
-            self.add(&mut feed, first_idx, first, one);
+            self.add(&mut feed, first_idx, first, alone);
             let n_first = first.sequence.n_left();
             let is_like = |unit: &Unit| unit.sequence.is_decoding() && unit.sequence.n_left() == 1;
             if n_first == 1 && is_like(first) {
@@ -119,10 +119,11 @@ impl Scheduler {
         }
         // The first in turn always gets a place, or a full feed of others could starve it; of prompts
         // it is the one that came first. All share one chunk, beside a token of every decoding one.
+        let n_tokens: usize = together.iter().map(|(_, unit)| unit.sequence.n_left()).sum();
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|(_, unit)| unit.sequence.is_decoding());
         prompts.sort_by_key(|(_, unit)| unit.call);
-        let mut n_left = one;
+        let mut n_left = self.chunk.share(n_tokens - decoding.len(), latency);
         let mut prompts = prompts.into_iter();
         if !first.sequence.is_decoding()
             && let Some((idx, unit)) = prompts.next()
