@@ -4,6 +4,7 @@
 mod bench;
 mod bench_peers;
 mod eval;
+mod full;
 mod native;
 mod shell;
 mod test;
