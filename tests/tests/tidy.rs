@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("weighbridge-stats", &[]),
     ("weighbridge", &["weighbridge-core", "weighbridge-stats"]),
     ("weighbridge-server", &["weighbridge-core"]),
-    ("weighbridge-testkit", &["weighbridge-core"]),
+    ("weighbridge-testkit", &["weighbridge-core", "weighbridge-engine"]),
     (
         "weighbridge-cli",
         &[

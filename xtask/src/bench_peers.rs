@@ -58,6 +58,8 @@ pub(crate) fn build(programs: &[&str]) -> Result<Peers, String> {
         "-DLLAMA_BUILD_APP=OFF",
         "-DLLAMA_BUILD_EXAMPLES=OFF",
         "-DLLAMA_BUILD_TESTS=OFF",
+        // Fourteen thousand lines of them.
+        "-DLLAMA_ALL_WARNINGS=OFF",
         // A download.
         "-DLLAMA_USE_PREBUILT_UI=OFF",
         "-DLLAMA_OPENSSL=OFF",

@@ -2,6 +2,7 @@
 
 pub mod constraint;
 pub mod detokenizer;
+pub mod files;
 pub mod loader;
 pub mod logits;
 pub mod logprob;

@@ -3,14 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use async_trait::async_trait;
-use futures_channel::oneshot;
 use weighbridge_core::{
     Backend, Error, ErrorKind, ModelListing, ModelRef, OpenContext, Plugin, Probe, Provider,
     ProviderInfo, Result,
 };
+use weighbridge_engine::files::off_thread;
 use weighbridge_engine::{EngineOptions, LocalBackend};
 use weighbridge_models::folder::is_model_folder;
 use weighbridge_models::gguf::Gguf;
@@ -57,7 +56,7 @@ impl Provider for CandleProvider {
 
     async fn probe(&self, model: &ModelRef, context: &OpenContext) -> Probe {
         let (model, path) = (model.clone(), context.resolve(&model.location));
-        let looked = off_thread(move || {
+        let looked = off_thread(ID, move || {
             check_name(&model)?;
             check_location(&path)?;
             ModelFiles::open(&path).map(drop)
@@ -70,13 +69,13 @@ impl Provider for CandleProvider {
 
     async fn list(&self, context: &OpenContext) -> Result<Vec<ModelListing>> {
         let base = context.base_dir.clone();
-        off_thread(move || Ok(list(&base))).await
+        off_thread(ID, move || Ok(list(&base))).await
     }
 
     async fn open(&self, model: &ModelRef, context: &OpenContext) -> Result<Arc<dyn Backend>> {
         let (model, path) = (model.clone(), context.resolve(&model.location));
         let for_thread = context.clone();
-        let loader = off_thread(move || {
+        let loader = off_thread(ID, move || {
             check_name(&model)?;
             check_location(&path)?;
             CandleLoader::prepare(&path, &for_thread)
@@ -87,24 +86,6 @@ impl Provider for CandleProvider {
             .with_default_sampling(loader.default_sampling());
         LocalBackend::open(Box::new(loader), context, options).await
     }
-}
-
-/// Runs what reads files on a thread of its own: an executor's thread must not wait for a disk.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let (done, result) = oneshot::channel();
-    thread::Builder::new()
-        .name("candle-files".to_owned())
-        // The caller may be gone; then nobody wants the result.
-        .spawn(move || drop(done.send(work())))
-        .map_err(|error| {
-            Error::new(ErrorKind::ModelLoad, "no thread could be started to read the model's files")
-                .with_source(error)
-        })?;
-    result.await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Plugin, "reading the model's files panicked; report the files"))
-    })
 }
 
 fn check_name(model: &ModelRef) -> Result<()> {

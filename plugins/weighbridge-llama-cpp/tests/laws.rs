@@ -18,6 +18,7 @@ use weighbridge_engine::loader::TextModel;
 use weighbridge_engine::logits::{
     Fork, Input, LogitsEngine, SeqId, SnapshotKind, Span, Truncate, Want,
 };
+use weighbridge_testkit::engine::{Subject, all_rows, difference, feed};
 
 /// Largest difference of a logit.
 const TOLERANCE: f32 = 5e-2;
@@ -44,75 +45,39 @@ fn with<T>(path: &Path, work: impl FnOnce(&TextModel, &mut dyn LogitsEngine) -> 
     try_with(path, &context(json!({"kv_type": "f32"})), work).unwrap()
 }
 
+/// Holds these models to a law.
+fn each(paths: &[PathBuf], law: impl Fn(Subject<'_>)) {
+    for path in paths {
+        let name = shown(path);
+        with(path, |_, engine| {
+            law(Subject { engine, name: &name, tolerance: TOLERANCE, ids: IDS });
+        });
+    }
+}
+
 fn shown(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
 #[test]
 fn chunks_of_a_prompt_do_not_change_it() {
-    for path in every_model() {
-        with(&path, |_, engine| {
-            let tokens = text(1, 100);
-            let whole = all_rows(engine, &tokens, 100);
-            for chunk in [1, 3, 7, 64] {
-                assert_close(&all_rows(engine, &tokens, chunk), &whole, &shown(&path));
-            }
-            engine.release(SeqId(0));
-            assert!(feed(engine, 0, &tokens[..60], Want::None).is_empty());
-            let last = feed(engine, 0, &tokens[60..], Want::Last);
-            assert_close(&last, &whole[99..], &shown(&path));
-        });
-    }
+    each(&every_model(), |mut subject| subject.chunks_of_a_prompt_do_not_change_it());
 }
 
 #[test]
 fn a_cut_sequence_continues_as_one_that_was_never_longer() {
-    for path in attention_models() {
-        with(&path, |_, engine| {
-            assert_eq!(engine.caps().truncate, Truncate::Any);
-            let (tokens, other) = (text(2, 60), text(3, 30));
-            feed(engine, 0, &tokens, Want::None);
-            for len in [59, 31, 8, 1] {
-                assert_eq!(engine.truncate(SeqId(0), len).unwrap(), len);
-                let continued = feed(engine, 0, &other, Want::All);
-                let scratch = [&tokens[..len as usize], &other].concat();
-                engine.release(SeqId(1));
-                let expected = feed(engine, 1, &scratch, Want::From(len as usize));
-                assert_close(&continued, &expected, &format!("{} at {len}", shown(&path)));
-                assert_eq!(engine.truncate(SeqId(0), len).unwrap(), len);
-                feed(engine, 0, &tokens[len as usize..], Want::None);
-            }
-            assert_eq!(engine.truncate(SeqId(0), 1000).unwrap(), 60);
-            assert_eq!(engine.truncate(SeqId(0), 0).unwrap(), 0);
-            assert_eq!(engine.len(SeqId(0)), 0);
-        });
-    }
+    each(&attention_models(), |mut subject| {
+        assert_eq!(subject.engine.caps().truncate, Truncate::Any);
+        subject.a_cut_sequence_continues_as_one_that_was_never_longer();
+    });
 }
 
 #[test]
 fn a_fork_lives_its_own_life() {
-    for path in attention_models() {
-        with(&path, |_, engine| {
-            assert_eq!(engine.caps().fork, Fork::Shared);
-            let (tokens, a, b) = (text(4, 50), text(5, 20), text(6, 20));
-            feed(engine, 0, &tokens, Want::None);
-            feed(engine, 3, &b, Want::None);
-            assert_eq!(engine.fork(SeqId(0), SeqId(3), 40).unwrap(), 40);
-            assert_eq!(engine.len(SeqId(3)), 40);
-            let in_fork = feed(engine, 3, &a, Want::All);
-            let in_source = feed(engine, 0, &b, Want::All);
-            feed(engine, 1, &[&tokens[..40], &a].concat(), Want::None);
-            engine.release(SeqId(1));
-            let expected = feed(engine, 1, &[&tokens[..40], &a].concat(), Want::From(40));
-            assert_close(&in_fork, &expected, &shown(&path));
-            let expected = feed(engine, 2, &[&tokens[..], &b].concat(), Want::From(50));
-            assert_close(&in_source, &expected, &shown(&path));
-            assert_eq!(engine.fork(SeqId(0), SeqId(3), 1000).unwrap(), 70);
-            assert_eq!(engine.fork(SeqId(0), SeqId(0), 10).unwrap(), 10);
-            assert_eq!(engine.fork(SeqId(9), SeqId(3), 10).unwrap(), 0);
-            assert_eq!(engine.len(SeqId(3)), 0);
-        });
-    }
+    each(&attention_models(), |mut subject| {
+        assert_eq!(subject.engine.caps().fork, Fork::Shared);
+        subject.a_fork_lives_its_own_life();
+    });
 }
 
 #[test]
@@ -170,54 +135,7 @@ fn a_snapshot_goes_on_from_where_it_was_taken() {
 
 #[test]
 fn ragged_batches_equal_single_sequences() {
-    for path in every_model() {
-        with(&path, |_, engine| {
-            let texts: Vec<Vec<u32>> =
-                (0..6).map(|i| text(20 + i, [1, 40, 3, 25, 16, 70][i as usize])).collect();
-            let singles: Vec<Vec<Vec<f32>>> =
-                texts.iter().map(|tokens| all_rows(engine, tokens, 256)).collect();
-            engine.release(SeqId(0));
-            // Different chunks and different wants in each feed, until all are through.
-            let chunks = [1, 9, 1, 4, 16, 23];
-            let mut n_compared = 0;
-            for round in 0.. {
-                let mut spans = Vec::new();
-                for (i, tokens) in texts.iter().enumerate() {
-                    let seq = SeqId(i as u32 + 1);
-                    let pos = engine.len(seq);
-                    let rest = &tokens[pos as usize..];
-                    let part = &rest[..rest.len().min(chunks[i])];
-                    let want = [Want::All, Want::Last, Want::None, Want::From(2)][(round + i) % 4];
-                    if !part.is_empty() {
-                        spans.push((i, Span { seq, pos, tokens: Input::Tokens(part), want }));
-                    }
-                }
-                if spans.is_empty() {
-                    break;
-                }
-                let only: Vec<Span<'_>> = spans.iter().map(|(_, span)| *span).collect();
-                let mut order = Vec::new();
-                engine
-                    .feed(&only, &mut |span_idx: usize, pos: u32, row: &[f32]| {
-                        order.push((span_idx, pos));
-                        n_compared += 1;
-                        let single = &singles[spans[span_idx].0][pos as usize];
-                        let (got, single) = ([row.to_vec()], std::slice::from_ref(single));
-                        assert_close(&got, single, &shown(&path));
-                    })
-                    .unwrap();
-                let expected: Vec<(usize, u32)> = only
-                    .iter()
-                    .enumerate()
-                    .flat_map(|(i, s)| {
-                        (s.want.first(s.len())..s.len()).map(move |k| (i, s.pos + k as u32))
-                    })
-                    .collect();
-                assert_eq!(order, expected);
-            }
-            assert!(n_compared > 40, "{n_compared}");
-        });
-    }
+    each(&every_model(), |mut subject| subject.ragged_batches_equal_single_sequences());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use weighbridge_core::{Error, ErrorKind, OpenContext, Placement, Weights};
 use weighbridge_engine::logits::{SeqId, Want};
 use weighbridge_engine::tokens::TokenKind;
+use weighbridge_testkit::engine::{all_rows, difference, feed};
 
 fn refused(path: &Path, options: Value) -> Error {
     try_with(path, &context(options), |_, _| panic!("it was loaded")).unwrap_err()

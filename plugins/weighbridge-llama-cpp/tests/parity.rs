@@ -15,6 +15,7 @@ use std::path::Path;
 use common::*;
 use serde_json::{Value, json};
 use weighbridge_engine::logits::{LogitsEngine, SeqId, Want};
+use weighbridge_testkit::engine::{all_rows, argmax, feed, log_softmax};
 
 /// Largest difference of a log-probability where all weights are F32.
 const TOLERANCE: f64 = 1e-3;

@@ -173,6 +173,12 @@ fn callers_that_come_and_go_leave_nothing_and_never_see_each_other() {
 
     let (n_ended, n_cancelled) = (n_ended.into_inner(), n_cancelled.into_inner());
     assert!(n_ended > N_CALLERS && n_cancelled > 0, "{n_ended} ended, {n_cancelled} cancelled");
+    println!(
+        "{N_CALLERS} callers in {} s: {n_ended} calls ended, {n_cancelled} cancelled; \
+         log-probabilities at most {:.3} nats apart; from {n_before:?} to {n_after:?} bytes",
+        duration.as_secs(),
+        worst.into_inner().unwrap()
+    );
     if let (Some(n_before), Some(n_after)) = (n_before, n_after) {
         let n_grown = n_after.saturating_sub(n_before);
         assert!(n_grown < MAX_GROWTH_BYTES, "{n_grown} bytes more after {n_ended} calls");

@@ -1,16 +1,18 @@
-//! Opening models, feeding them, and log-probabilities of what comes back.
+//! Opening models, and reference numbers.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use weighbridge_core::{OpenContext, Result};
 use weighbridge_engine::loader::{EngineLoader, TextModel};
-use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
+use weighbridge_engine::logits::LogitsEngine;
 use weighbridge_llama_cpp::LlamaLoader;
 use weighbridge_models::gguf::Gguf;
+use weighbridge_testkit::engine;
 
 pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -111,71 +113,10 @@ pub(crate) fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
-/// Feeds one span and returns its rows.
-pub(crate) fn feed(
-    engine: &mut dyn LogitsEngine,
-    seq: u32,
-    tokens: &[u32],
-    want: Want,
-) -> Vec<Vec<f32>> {
-    let seq = SeqId(seq);
-    let pos = engine.len(seq);
-    let span = Span { seq, pos, tokens: Input::Tokens(tokens), want };
-    let mut out = Vec::new();
-    let mut next = pos + want.first(tokens.len()) as u32;
-    let n_vocab = engine.caps().n_vocab as usize;
-    engine
-        .feed(&[span], &mut |span_idx: usize, at: u32, row: &[f32]| {
-            assert_eq!((span_idx, at, row.len()), (0, next, n_vocab));
-            next += 1;
-            out.push(row.to_vec());
-        })
-        .unwrap();
-    assert_eq!(engine.len(seq), pos + tokens.len() as u32);
-    out
-}
+/// Token ids that every model here has, in texts.
+pub(crate) const IDS: Range<u32> = 2..62;
 
-/// All rows of a text of any length, from scratch in sequence 0, in feeds of at most `chunk`.
-pub(crate) fn all_rows(
-    engine: &mut dyn LogitsEngine,
-    tokens: &[u32],
-    chunk: usize,
-) -> Vec<Vec<f32>> {
-    engine.release(SeqId(0));
-    tokens.chunks(chunk).flat_map(|chunk| feed(engine, 0, chunk, Want::All)).collect()
-}
-
-pub(crate) fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
-pub(crate) fn log_softmax(row: &[f32]) -> Vec<f64> {
-    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
-    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
-}
-
-/// Largest difference of two lists of rows.
-#[track_caller]
-pub(crate) fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let values = a.iter().flatten().zip(b.iter().flatten());
-    values.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
-/// A text of token ids between 2 and 61, the same in each run.
+/// A text of [`IDS`], the same in each run.
 pub(crate) fn text(seed: u32, n: usize) -> Vec<u32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            2 + (state >> 16) % 60
-        })
-        .collect()
+    engine::text(&IDS, seed, n)
 }

@@ -164,8 +164,9 @@ fn aimock_in_chaos_gets_no_call_twice_and_no_wrong_answer_through() {
     let server = aimock(&script, &chaos, &fixtures);
     for wire in Wire::ALL {
         let before = n_counted(&server);
-        let backend = wire.try_open(&server.origin(), json!({}), EgressScope::Loopback).unwrap();
-        let mut n_ok = 0;
+        let open = || wire.try_open(&server.origin(), json!({}), EgressScope::Loopback).unwrap();
+        let mut backend = open();
+        let (mut n_ok, mut n_limited) = (0, 0);
         for _ in 0..N_CALLS {
             let result = backend.complete_blocking(&Request::user("greet"));
             let outcome = Outcome::of(&result);
@@ -173,13 +174,27 @@ fn aimock_in_chaos_gets_no_call_twice_and_no_wrong_answer_through() {
                 assert_eq!(completion.text, text, "{wire:?}: {result:?}");
                 n_ok += 1;
             }
+            if outcome == Outcome::RateLimited {
+                n_limited += 1;
+                // It told of no budget for six minutes: what is asked next is not sent.
+                let held = backend.complete_blocking(&Request::user("greet")).unwrap_err();
+                assert_eq!(held.context("phase"), Some("queue"), "{wire:?}: {held}");
+                // The budget is forgotten with the last backend that it was told to.
+                drop(backend);
+                backend = open();
+            }
             // No fault of the server is taken for the model's doing.
             assert!(result.is_ok() || !outcome.is_scored(), "{wire:?}: {outcome:?}");
         }
         let n = n_counted(&server) - before;
-        println!("aimock in chaos, {}: {N_CALLS} calls, {n} counted, {n_ok} answered", wire.name());
+        println!(
+            "aimock in chaos, {}: {N_CALLS} calls, {n} counted, {n_ok} answered, {n_limited} rate \
+             limits after which nothing was sent",
+            wire.name()
+        );
         assert_eq!(n, N_CALLS, "{wire:?}");
         assert!((N_CALLS / 4..N_CALLS).contains(&n_ok), "{wire:?}: {n_ok} of {N_CALLS} answered");
+        assert!(n_limited > 0, "{wire:?}: no rate limit in {N_CALLS} calls");
     }
 }
 
