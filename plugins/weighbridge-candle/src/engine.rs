@@ -123,8 +123,7 @@ impl CandleEngine {
                 (Box::new(HostModel::new(decoder, MAX_SEQS)), shape)
             }
             Compute::Candle(target) => {
-                let decoder =
-                    device::Decoder::load(&config, n_ctx as usize, &mut reader, target)?;
+                let decoder = device::Decoder::load(&config, n_ctx as usize, &mut reader, target)?;
                 let shape = decoder.cache_shape();
                 (Box::new(DeviceModel::new(decoder, MAX_SEQS)), shape)
             }

@@ -98,8 +98,10 @@ impl ModelFiles {
         let config = self.config();
         let n_table = (config.vocab_size * config.hidden_size) as u64;
         match &self.kind {
-            Kind::Folder(folder) => n_product_bytes(compute, GgmlType::F32, folder.weights.n_params())
-                .saturating_add(n_table.saturating_mul(4)),
+            Kind::Folder(folder) => {
+                n_product_bytes(compute, GgmlType::F32, folder.weights.n_params())
+                    .saturating_add(n_table.saturating_mul(4))
+            }
             Kind::Gguf { gguf, .. } => gguf
                 .tensors()
                 .map(|tensor| {

@@ -9,9 +9,9 @@ use weighbridge_engine::loader::{EngineLoader, TextModel};
 use weighbridge_engine::logits::LogitsEngine;
 use weighbridge_engine::tokenizer::ModelText;
 
+use crate::device::{Place, Target};
 use crate::engine::CandleEngine;
 use crate::files::ModelFiles;
-use crate::device::{Place, Target};
 use crate::options::{Compute, Options};
 use crate::weights::check_cancelled;
 

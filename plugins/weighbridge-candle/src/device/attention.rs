@@ -7,8 +7,8 @@ use candle_nn::ops::softmax_last_dim;
 
 use crate::attention::Heads;
 
-/// Most scores computed at once: later rows of a long feed wait.
-const MAX_SCORES: usize = 1 << 25;
+/// Scores that fit: later rows of a long feed wait.
+pub(crate) const MAX_SCORES: usize = 1 << 25;
 
 /// What all layers have in common.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Attention {
     pub(crate) heads: Heads,
     /// Scores become `cap · tanh(score / cap)`.
     pub(crate) cap: Option<f64>,
+    /// Most scores computed at once: [`MAX_SCORES`].
+    pub(crate) max_scores: usize,
 }
 
 /// `cap · tanh(x / cap)` for each value.
@@ -44,7 +46,7 @@ impl Attention {
         let Heads { n_heads, n_kv_heads, head_dim } = self.heads;
         let group = n_heads / n_kv_heads;
         let n_rows = queries.dim(0)?;
-        let n_block = (MAX_SCORES / (n_heads * (first + n_rows))).max(1);
+        let n_block = (self.max_scores / (n_heads * (first + n_rows))).max(1);
         let mut blocks = Vec::new();
         for start in (0..n_rows).step_by(n_block) {
             let n = n_block.min(n_rows - start);
@@ -97,8 +99,7 @@ impl Seen {
         let rows = self.first..self.first + self.n_rows;
         let values = rows.flat_map(|row| {
             (self.first_key..self.first_key + self.n_keys).map(move |key| {
-                let is_seen =
-                    key <= row && self.window.is_none_or(|window| key + window > row);
+                let is_seen = key <= row && self.window.is_none_or(|window| key + window > row);
                 if is_seen { 0.0 } else { f32::NEG_INFINITY }
             })
         });
@@ -126,7 +127,37 @@ impl Masks {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+
+    #[test]
+    fn blocks_of_rows_are_parts_of_the_whole() {
+        let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 8 };
+        let rows = |n_rows: usize, n_heads: usize| {
+            let n_values = n_rows * n_heads * heads.head_dim;
+            let values: Vec<f32> = (0..n_values).map(|i| (i as f32 * 0.37).sin()).collect();
+            Tensor::new(values, &Device::Cpu).unwrap()
+        };
+        let queries = rows(9, 4).reshape((9, 4, 8)).unwrap();
+        let (keys, values) = (rows(32, 2), rows(32, 2).neg().unwrap());
+        let (keys, values) =
+            (keys.reshape((2, 32, 8)).unwrap(), values.reshape((2, 32, 8)).unwrap());
+        for window in [None, Some(4)] {
+            let attend = |max_scores| {
+                let attention = Attention { heads, cap: Some(2.0), max_scores };
+                let masks = &mut Masks::default();
+                let out = attention.attend(&queries, 20, window, (&keys, &values), masks).unwrap();
+                assert_eq!(out.dims(), [9, 32]);
+                out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let whole = attend(MAX_SCORES);
+            for max_scores in [1, 4 * 29 * 2, 4 * 29 * 5] {
+                let worst = whole.iter().zip(attend(max_scores)).map(|(a, b)| (a - b).abs());
+                assert!(worst.fold(0.0, f32::max) < 1e-6);
+            }
+        }
+    }
 
     #[test]
     fn rows_see_themselves_and_what_a_window_leaves() {

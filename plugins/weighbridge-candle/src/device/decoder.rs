@@ -4,7 +4,7 @@ use candle_core::{D, Device, Tensor};
 use weighbridge_core::Result;
 use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
 
-use super::attention::{Attention, Masks, soft_cap};
+use super::attention::{Attention, MAX_SCORES, Masks, soft_cap};
 use super::cache::Cache;
 use super::feed_forward::FeedForward;
 use super::layers::{Linear, Norm, Rotation};
@@ -88,7 +88,7 @@ impl Decoder {
         let head = Matrix::new(head.to_owned(), config.vocab_size);
         Ok(Self {
             device: target.device.clone(),
-            attention: Attention { heads, cap: config.attention_cap },
+            attention: Attention { heads, cap: config.attention_cap, max_scores: MAX_SCORES },
             hidden_size: config.hidden_size,
             vocab_size: config.vocab_size,
             embedding_scale: config.embedding_scale,
@@ -146,8 +146,7 @@ impl Decoder {
         };
         let mut x = self.embedded(parts)?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
-            let mut attended =
-                self.attention(layer, layer_idx, parts, &mut feed, caches, &x)?;
+            let mut attended = self.attention(layer, layer_idx, parts, &mut feed, caches, &x)?;
             // Behind the last attention only the wanted rows matter.
             if layer_idx + 1 == self.layers.len() && wanted.len() < positions.len() {
                 if wanted.is_empty() {
@@ -219,9 +218,8 @@ impl Decoder {
         let mut start = 0;
         for part in parts.iter().filter(|part| !part.tokens.is_empty()) {
             let n_rows = part.tokens.len();
-            let across = |rows: &Tensor| {
-                rows.narrow(0, start, n_rows)?.transpose(0, 1)?.contiguous()
-            };
+            let across =
+                |rows: &Tensor| rows.narrow(0, start, n_rows)?.transpose(0, 1)?.contiguous();
             let cache = &mut caches[part.cache_idx];
             let first = cache.len();
             let (keys, values) = cache.append(layer_idx, &across(&keys)?, &across(&values)?)?;

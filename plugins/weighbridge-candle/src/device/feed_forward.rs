@@ -100,9 +100,8 @@ impl FeedForward {
                 Some(block(&gate_up, whole(Part::SharedDown, hidden), inner, false)?)
             }
         };
-        let mut router = |part, n_out| {
-            Linear::load(&[whole(part, n_out)], hidden, false, reader, target)
-        };
+        let mut router =
+            |part, n_out| Linear::load(&[whole(part, n_out)], hidden, false, reader, target);
         Ok(Self(Kind::Experts(Experts {
             router: router(Part::Router, experts.n_experts)?,
             blocks,

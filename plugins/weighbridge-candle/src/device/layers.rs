@@ -149,9 +149,8 @@ impl Rotation {
             cos.extend_from_slice(cos_row);
             sin.extend_from_slice(sin_row);
         }
-        let table = |values| {
-            Tensor::new::<Vec<f32>>(values, device)?.reshape((positions.len(), ()))
-        };
+        let table =
+            |values| Tensor::new::<Vec<f32>>(values, device)?.reshape((positions.len(), ()));
         Ok(Self { cos: table(cos)?, sin: table(sin)? })
     }
 

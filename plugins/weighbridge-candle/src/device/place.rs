@@ -71,9 +71,11 @@ impl Place {
                 "this build is without it: build with `--features candle-{feature}` (the feature \
                  `{feature}` of weighbridge-candle), which needs {toolkit}, or leave `device` out"
             ),
-            _ => "there is no such GPU, or its driver does not answer: give the number of one that \
+            _ => {
+                "there is no such GPU, or its driver does not answer: give the number of one that \
                   is there, or leave `device` out"
-                .to_owned(),
+                    .to_owned()
+            }
         };
         let error = Error::new(ErrorKind::ModelLoad, format!("cannot use `{self}`: {remedy}"))
             .with("device", self);
