@@ -166,3 +166,40 @@ impl Rotation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Place;
+    use crate::quant::is_known;
+
+    /// Rows of the identity are not changed by rounding, so their products are the weights.
+    #[test]
+    fn blocks_of_every_type_have_the_values_that_gguf_py_gives_them() {
+        let reference: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/quant.json")).unwrap();
+        let target = Target { place: Place::Cpu, device: Device::Cpu, dtype: None };
+        let known =
+            GgmlType::ALL.iter().filter(|dtype| is_known(**dtype) && dtype.block_size() > 1);
+        for dtype in known.copied() {
+            let reference = &reference["types"][dtype.name()];
+            let digits = reference["blocks"].as_str().unwrap().as_bytes().as_chunks::<2>().0;
+            let byte = |digits| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16);
+            let bytes: Vec<u8> = digits.iter().map(|digits| byte(digits).unwrap()).collect();
+            let values = reference["values"].as_array().unwrap();
+            let values: Vec<f32> = values.iter().map(|x| x.as_f64().unwrap() as f32).collect();
+
+            let n_in = dtype.block_size() as usize;
+            let stored = Stored { dtype, n_out: values.len() / n_in, bytes };
+            let weight = Weight::load(stored, n_in, &target).unwrap();
+            assert!(matches!(weight, Weight::Quantized(QMatMul::QTensor(_))), "{}", dtype.name());
+            let identity = Tensor::eye(n_in, DType::F32, &Device::Cpu).unwrap();
+            let columns = weight.forward(&identity).unwrap();
+            let got = columns.t().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            let worst = got.iter().zip(&values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert_eq!(got.len(), values.len());
+            assert!(worst < 2e-3 * largest, "{}: {worst} of {largest}", dtype.name());
+        }
+    }
+}
