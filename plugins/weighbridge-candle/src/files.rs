@@ -10,7 +10,9 @@ use weighbridge_models::folder::ModelFolder;
 use weighbridge_models::gguf::{GgmlType, Gguf};
 use weighbridge_models::gguf_config;
 
+use crate::device::Place;
 use crate::loader::engine_info;
+use crate::options::Compute;
 use crate::quant::is_known;
 use crate::weights::{Weights, unreadable};
 
@@ -90,22 +92,24 @@ impl ModelFiles {
         }
     }
 
-    /// Bytes of the weights in memory: packed, and the embeddings once more as they are stored.
-    pub(crate) fn n_memory_bytes(&self) -> u64 {
+    /// Bytes of the weights in this machine's memory: for products, and the embeddings once more as
+    /// they are stored.
+    pub(crate) fn n_memory_bytes(&self, compute: &Compute) -> u64 {
         let config = self.config();
         let n_table = (config.vocab_size * config.hidden_size) as u64;
         match &self.kind {
             Kind::Folder(folder) => {
-                folder.weights.n_params().saturating_add(n_table).saturating_mul(4)
+                n_product_bytes(compute, GgmlType::F32, folder.weights.n_params())
+                    .saturating_add(n_table.saturating_mul(4))
             }
             Kind::Gguf { gguf, .. } => gguf
                 .tensors()
                 .map(|tensor| {
-                    let n_packed = n_packed_bytes(tensor.dtype, tensor.n_elements());
+                    let n_product = n_product_bytes(compute, tensor.dtype, tensor.n_elements());
                     match tensor.name.as_str() {
-                        "token_embd.weight" if config.is_tied => n_packed + tensor.n_bytes,
+                        "token_embd.weight" if config.is_tied => n_product + tensor.n_bytes,
                         "token_embd.weight" => tensor.n_bytes,
-                        _ => n_packed,
+                        _ => n_product,
                     }
                 })
                 .fold(0, u64::saturating_add),
@@ -139,17 +143,25 @@ impl ModelFiles {
         card.n_params = Some(n_params);
         card.n_ctx = u32::try_from(self.config().max_positions).ok();
         card.license = license;
-        card.engine = Some(engine_info());
+        card.engine = Some(engine_info(&Compute::Own));
         card.device = Some("cpu".to_owned());
         card
     }
 }
 
-/// Bytes that values take when they are packed.
-fn n_packed_bytes(dtype: GgmlType, n_values: u64) -> u64 {
-    match crate::quant::Form::of(dtype) {
-        None => n_values.saturating_mul(4),
-        Some(form) => {
+/// Bytes that values take in this machine's memory for products.
+fn n_product_bytes(compute: &Compute, dtype: GgmlType, n_values: u64) -> u64 {
+    match (compute, crate::quant::Form::of(dtype)) {
+        (Compute::Candle(target), _) if target.place != Place::Cpu => 0,
+        (Compute::Candle(target), None) => {
+            n_values.saturating_mul(target.dtype.map_or(4, |dtype| dtype.size_in_bytes() as u64))
+        }
+        // As they are stored, and packed once more at the first product.
+        (Compute::Candle(_), Some(_)) => {
+            2 * (n_values / dtype.block_size()).saturating_mul(dtype.type_size())
+        }
+        (Compute::Own, None) => n_values.saturating_mul(4),
+        (Compute::Own, Some(form)) => {
             let n_codes = if form.is_nibble { n_values / 2 } else { n_values };
             let n_scales = n_values / form.group as u64 * if form.has_min { 2 } else { 1 };
             n_codes.saturating_add(n_scales.saturating_mul(4))

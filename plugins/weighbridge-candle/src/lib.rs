@@ -3,6 +3,7 @@
 mod attention;
 mod cache;
 mod decoder;
+mod device;
 mod engine;
 mod feed_forward;
 mod files;

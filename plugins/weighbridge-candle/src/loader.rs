@@ -9,9 +9,10 @@ use weighbridge_engine::loader::{EngineLoader, TextModel};
 use weighbridge_engine::logits::LogitsEngine;
 use weighbridge_engine::tokenizer::ModelText;
 
+use crate::device::{Place, Target};
 use crate::engine::CandleEngine;
 use crate::files::ModelFiles;
-use crate::options::Options;
+use crate::options::{Compute, Options};
 use crate::weights::check_cancelled;
 
 /// The version of candle-core that the manifest asks for.
@@ -26,6 +27,7 @@ pub struct CandleLoader {
     files: ModelFiles,
     text: ModelText,
     n_ctx: u32,
+    compute: Compute,
 }
 
 impl CandleLoader {
@@ -39,9 +41,10 @@ impl CandleLoader {
         let options = Options::read(context)?;
         let files = ModelFiles::open(path)?;
         let n_ctx = options.n_ctx(files.config())?;
-        check_memory(&files, available_bytes())?;
+        let compute = options.compute()?;
+        check_memory(&files, files.n_memory_bytes(&compute), available_bytes())?;
         let text = files.text()?;
-        Ok(Self { files, text, n_ctx })
+        Ok(Self { files, text, n_ctx, compute })
     }
 
     /// The model's name: its folder's, or what the file says.
@@ -55,8 +58,7 @@ impl CandleLoader {
     }
 }
 
-fn check_memory(files: &ModelFiles, n_available: Option<u64>) -> Result<()> {
-    let n_needed = files.n_memory_bytes();
+fn check_memory(files: &ModelFiles, n_needed: u64, n_available: Option<u64>) -> Result<()> {
     let Some(n_available) = n_available.filter(|n_available| n_needed > *n_available) else {
         return Ok(());
     };
@@ -98,8 +100,16 @@ impl EngineLoader for CandleLoader {
             context.report_progress(HASH_SHARE * (n_done as f32 / n_bytes as f32));
             check_cancelled(context)
         })?;
-        let mut engine = CandleEngine::load(&mut self.files, self.n_ctx, context, HASH_SHARE)?;
+        let mut engine = CandleEngine::load_for(
+            &self.compute,
+            &mut self.files,
+            self.n_ctx,
+            context,
+            HASH_SHARE,
+        )?;
         let mut card = self.files.card();
+        card.engine = Some(engine_info(&self.compute));
+        card.device = Some(self.compute.place().to_string());
         card.weights_sha256 = Some(sha256);
         card.n_ctx = Some(self.n_ctx);
         card.tokenizer_sha256 = Some(self.text.tokenizer_sha256.clone());
@@ -116,14 +126,25 @@ impl EngineLoader for CandleLoader {
 }
 
 /// The engine with the facts that can change numbers or speed. No I/O.
-pub(crate) fn engine_info() -> EngineInfo {
-    let lanes = Arch::new().dispatch(Lanes);
-    let vectors = match lanes {
-        1 => "no vectors".to_owned(),
-        _ => format!("vectors of {lanes} f32"),
-    };
+pub(crate) fn engine_info(compute: &Compute) -> EngineInfo {
+    let arch = std::env::consts::ARCH;
     let mut info = EngineInfo::new("candle", CANDLE_VERSION);
-    info.build = Some(format!("f32, {}, {vectors}", std::env::consts::ARCH));
+    info.build = Some(match compute {
+        Compute::Own => match Arch::new().dispatch(Lanes) {
+            1 => format!("f32, {arch}, no vectors"),
+            lanes => format!("f32, {arch}, vectors of {lanes} f32"),
+        },
+        Compute::Candle(Target { place, dtype, .. }) => {
+            let dtype = dtype.map_or("stored type", |dtype| dtype.as_str());
+            let on = match place {
+                Place::Cpu if cfg!(feature = "mkl") => format!("{arch} with mkl"),
+                Place::Cpu if cfg!(feature = "accelerate") => format!("{arch} with accelerate"),
+                Place::Cpu => arch.to_owned(),
+                gpu => gpu.to_string(),
+            };
+            format!("candle's kernels, {dtype}, {on}")
+        }
+    });
     info
 }
 
@@ -153,9 +174,10 @@ mod tests {
     fn a_model_that_cannot_fit_is_refused_before_it_is_read() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/triage-open");
         let files = ModelFiles::open(&path).unwrap();
-        assert!(check_memory(&files, None).is_ok());
-        assert!(check_memory(&files, Some(1 << 30)).is_ok());
-        let error = check_memory(&files, Some(1_000)).unwrap_err();
+        let n_needed = files.n_memory_bytes(&Compute::Own);
+        assert!(check_memory(&files, n_needed, None).is_ok());
+        assert!(check_memory(&files, n_needed, Some(1 << 30)).is_ok());
+        let error = check_memory(&files, n_needed, Some(1_000)).unwrap_err();
         assert!(error.to_string().contains("GB of memory, 0.0 GB are available"), "{error}");
         #[cfg(target_os = "linux")]
         assert!(available_bytes().is_some_and(|n| n > 1 << 20));

@@ -17,6 +17,7 @@ use weighbridge_models::gguf::Gguf;
 use crate::engine::MAX_SEQS;
 use crate::files::ModelFiles;
 use crate::loader::{CandleLoader, engine_info};
+use crate::options::Compute;
 use crate::{ID, options};
 
 /// Folder entries that `list` looks at.
@@ -44,13 +45,13 @@ impl Provider for CandleProvider {
     fn describe(&self) -> ProviderInfo {
         let mut info = ProviderInfo::new(
             "runs Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma 2 and 3, Phi-3 and OLMo 2 models \
-             in this process, in pure Rust on the CPU",
+             in this process, in pure Rust on the CPU, or on a GPU in builds for it",
             "the path of a Hugging Face folder with config.json, tokenizer.json and \
              model.safetensors, or of a GGUF file, for instance `candle:models/my-model` or \
              `candle:models/my-model-Q4_K_M.gguf`",
         )
         .with_option_schema(options::schema());
-        info.engine = Some(engine_info());
+        info.engine = Some(engine_info(&Compute::Own));
         info
     }
 

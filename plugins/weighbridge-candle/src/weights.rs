@@ -182,6 +182,30 @@ impl<'a> Reader<'a> {
         n_in: usize,
         has_bias: bool,
     ) -> Result<Linear> {
+        let (read, bias) = self.projections(matrices, n_in, has_bias)?;
+        let parts = read.chunk_by(|a, b| a.dtype == b.dtype).map(|rows| pack(rows, n_in));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        Ok(Linear { parts, bias, n_in })
+    }
+
+    /// The same as [`linear`](Self::linear) with the blocks that the file has.
+    pub(crate) fn stored_linear(
+        &mut self,
+        matrices: &[Matrix],
+        n_in: usize,
+        has_bias: bool,
+    ) -> Result<(Vec<Stored>, Option<Vec<f32>>)> {
+        let (read, bias) = self.projections(matrices, n_in, has_bias)?;
+        let parts = read.chunk_by(|a, b| a.dtype == b.dtype).map(|rows| Stored::new(rows, n_in));
+        Ok((parts.collect::<Result<Vec<_>>>()?, bias))
+    }
+
+    fn projections<'m>(
+        &mut self,
+        matrices: &'m [Matrix],
+        n_in: usize,
+        has_bias: bool,
+    ) -> Result<(Vec<Rows<'m>>, Option<Vec<f32>>)> {
         let mut read = Vec::with_capacity(matrices.len());
         let mut bias = Vec::new();
         for matrix in matrices {
@@ -192,9 +216,7 @@ impl<'a> Reader<'a> {
                 bias.extend((0..matrix.n_out).map(|row| values[matrix.source_row(row)]));
             }
         }
-        let parts = read.chunk_by(|a, b| a.dtype == b.dtype).map(|rows| pack(rows, n_in));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        Ok(Linear { parts, bias: has_bias.then_some(bias), n_in })
+        Ok((read, has_bias.then_some(bias)))
     }
 
     /// Type and bytes of a matrix' rows in the order of the file. A tensor that experts share is read
@@ -227,17 +249,48 @@ struct Rows<'a> {
     bytes: Vec<u8>,
 }
 
+impl Rows<'_> {
+    /// Name and bytes of each row in the order of the decoder.
+    fn in_order(&self, n_row: usize) -> impl Iterator<Item = (&str, &[u8])> {
+        (0..self.matrix.n_out).map(move |row| {
+            let row = self.matrix.source_row(row);
+            (self.matrix.name.as_str(), &self.bytes[row * n_row..(row + 1) * n_row])
+        })
+    }
+}
+
+/// Matrices of one type, one below the other, in the blocks that the file has.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) dtype: GgmlType,
+    pub(crate) n_out: usize,
+    /// Rows in the order of the decoder.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Stored {
+    fn new(matrices: &[Rows<'_>], n_in: usize) -> Result<Self> {
+        let dtype = matrices.first().map_or(GgmlType::F32, |rows| rows.dtype);
+        let n_out = matrices.iter().map(|rows| rows.matrix.n_out).sum();
+        let n_row = n_row_bytes(dtype, n_in);
+        let mut bytes = Vec::with_capacity(n_out * n_row);
+        let (mut values, mut codes) = (Vec::new(), Codes::default());
+        for (name, row) in matrices.iter().flat_map(|rows| rows.in_order(n_row)) {
+            values.clear();
+            append_values(dtype, row, &mut codes, &mut values);
+            check_finite(name, &values)?;
+            bytes.extend_from_slice(row);
+        }
+        Ok(Self { dtype, n_out, bytes })
+    }
+}
+
 /// Packs matrices of one type as one.
 fn pack(matrices: &[Rows<'_>], n_in: usize) -> Result<Packed> {
     let dtype = matrices.first().map_or(GgmlType::F32, |rows| rows.dtype);
     let n_out: usize = matrices.iter().map(|rows| rows.matrix.n_out).sum();
     let n_row = n_row_bytes(dtype, n_in);
-    let rows = matrices.iter().flat_map(|Rows { matrix, bytes, .. }| {
-        (0..matrix.n_out).map(move |row| {
-            let row = matrix.source_row(row);
-            (matrix.name.as_str(), &bytes[row * n_row..(row + 1) * n_row])
-        })
-    });
+    let rows = matrices.iter().flat_map(|rows| rows.in_order(n_row));
     if let Some(form) = Form::of(dtype) {
         let mut packed = Quantized::new(form, n_in, n_out);
         let mut codes = Codes::default();

@@ -75,8 +75,10 @@ fn the_plugin_is_registered_under_its_name() {
 
 #[test]
 fn chats_and_scores_are_those_of_transformers() {
-    for name in ["triage-open", "triage-large"] {
-        let backend = open(&fixtures(), name).unwrap();
+    let names = ["triage-open", "triage-large"];
+    for (name, kernels) in names.iter().flat_map(|name| Kernels::ALL.map(|k| (name, k))) {
+        let options = json!({"kernels": kernels.option()});
+        let backend = open_with(&fixtures(), name, options).unwrap();
         let reference = json(&fixtures().join(format!("reference/{name}.json")));
         let prompts = reference["prompts"].as_array().unwrap();
         let (mut worst, mut n_stopped) = (0f64, 0);
@@ -128,7 +130,7 @@ fn chats_and_scores_are_those_of_transformers() {
             assert_eq!(got.is_greedy, pair["greedy"].as_bool().unwrap());
             worst = worst.max((got.sum - pair["sum"].as_f64().unwrap()).abs());
         }
-        assert!(worst < 1e-3, "{name}: {worst}");
+        assert!(worst < 1e-3, "{name}, {kernels:?}: {worst}");
     }
 }
 
@@ -153,7 +155,13 @@ fn the_card_says_what_the_model_is() {
 
 #[test]
 fn calls_at_once_give_what_they_give_alone() {
-    let backend = open(&fixtures(), "triage-open").unwrap();
+    for kernels in Kernels::ALL {
+        let options = json!({"kernels": kernels.option()});
+        calls_at_once(open_with(&fixtures(), "triage-open", options).unwrap());
+    }
+}
+
+fn calls_at_once(backend: Arc<dyn Backend>) {
     let reference = json(&fixtures().join("reference/triage-open.json"));
     let prompts = reference["prompts"].as_array().unwrap();
     std::thread::scope(|scope| {
@@ -282,10 +290,55 @@ fn options_are_checked() {
         "is 100000, more than the 512 positions the model is made for",
     );
     fails(json!({"n_ctx": 0}), "takes at least 1");
-    fails(json!({"dtype": "int4"}), "takes one of \"f32\"");
+    fails(json!({"dtype": "int4"}), "takes one of \"f32\", \"f16\", \"bf16\"");
+    fails(json!({"dtype": "f16"}), "add `kernels = \"candle\"`");
+    fails(json!({"kernels": "fast"}), "takes one of \"own\", \"candle\"");
+    fails(json!({"device": "tpu"}), "is `tpu`; candle knows `cpu`, `cuda`, `cuda:N`, `metal`");
+    fails(
+        json!({"device": "cuda", "kernels": "own"}),
+        "for the CPU only; for `cuda:0` leave it out",
+    );
     fails(json!({"ctx": 5}), "unknown option `ctx` of provider `candle`");
     let backend = open_with(&fixtures(), "triage-open", json!({"n_ctx": 64})).unwrap();
     assert_eq!(backend.card().n_ctx, Some(64));
+}
+
+#[test]
+fn the_card_names_what_computes() {
+    let card_of = |options| open_with(&fixtures(), "triage-open", options).unwrap().card().clone();
+    let build = |options| card_of(options).engine.unwrap().build.unwrap();
+    let candle = build(json!({"kernels": "candle"}));
+    assert!(candle.starts_with("candle's kernels, f32, "), "{candle}");
+    let half = json!({"kernels": "candle", "dtype": "f16", "device": "cpu"});
+    assert_eq!(card_of(half.clone()).device.as_deref(), Some("cpu"));
+    assert!(build(half).starts_with("candle's kernels, f16, "));
+}
+
+/// The products are rounded to the type, the rest is `f32`.
+#[test]
+fn sixteen_bits_change_logits_a_little() {
+    let path = fixtures().join("triage-open");
+    let rows_in = |dtype: &str| {
+        let options = json!({"kernels": "candle", "dtype": dtype});
+        all_rows(&mut engine_with(&path, 64, options), &[1, 5, 6, 7, 8, 9], 64)
+    };
+    let whole = rows_in("f32");
+    for (dtype, most) in [("f16", 0.1), ("bf16", 1.0)] {
+        let worst = difference(&rows_in(dtype), &whole);
+        assert!(worst > 0.0 && worst < most, "{dtype}: {worst}");
+    }
+}
+
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[test]
+fn a_gpu_that_the_build_does_not_have_is_refused_with_the_feature_to_build_with() {
+    for (device, feature) in [("cuda", "cuda"), ("cuda:1", "cuda"), ("metal", "metal")] {
+        let error = open_with(&fixtures(), "triage-open", json!({"device": device}))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(&format!("cannot use `{feature}:")), "{error}");
+        assert!(error.contains(&format!("build with `--features candle-{feature}`")), "{error}");
+    }
 }
 
 #[test]

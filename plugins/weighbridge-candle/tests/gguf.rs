@@ -1,6 +1,10 @@
 //! GGUF files: opened, batched, listed, refused. Their numbers are compared in `parity.rs`.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and may print"
+)]
 
 mod common;
 
@@ -34,17 +38,17 @@ fn a_file_is_opened_with_its_own_tokenizer_and_says_what_it_is() {
     assert_eq!(backend.complete_blocking(&request).unwrap().usage.n_generated_tokens, Some(4));
 }
 
-/// Rows of quantized products do not depend on company or cuts, bit for bit.
-#[test]
-fn company_and_cuts_change_no_bit_of_quantized_models() {
+/// How far company and cuts move a logit of a quantized model; with our products not at all.
+fn moved_by_company_and_cuts(kernels: Kernels) -> f32 {
+    let mut worst = 0f32;
     for file in
         ["llama2/llama2-q4_0.gguf", "llama-k/llama-k-q4_k_m.gguf", "qwen2-96/qwen2-96-q8_0.gguf"]
     {
-        let mut engine = engine_at(&fixtures().join("parity").join(file), 256);
+        let mut engine = engine_at(&fixtures().join("parity").join(file), 256, kernels);
         let tokens: Vec<u32> = (0..40).map(|i| 5 + i * 7 % 200).collect();
         let whole = all_rows(&mut engine, &tokens, 64);
         for cut in [1, 3, 8, 13] {
-            assert_eq!(all_rows(&mut engine, &tokens, cut), whole, "{file}: feeds of {cut}");
+            worst = worst.max(difference(&all_rows(&mut engine, &tokens, cut), &whole));
         }
         engine.release(SeqId(0));
         let span = |seq, tokens| Span {
@@ -63,8 +67,21 @@ fn company_and_cuts_change_no_bit_of_quantized_models() {
                 }
             })
             .unwrap();
-        assert_eq!(rows, whole, "{file}: in company");
+        worst = worst.max(difference(&rows, &whole));
     }
+    worst
+}
+
+#[test]
+fn company_and_cuts_change_no_bit_of_quantized_models() {
+    assert_eq!(moved_by_company_and_cuts(Kernels::Own), 0.0);
+}
+
+#[test]
+fn company_and_cuts_change_little_with_candles_kernels() {
+    let worst = moved_by_company_and_cuts(Kernels::Candle);
+    println!("at most {worst:.2e} apart");
+    assert!(worst < 1e-1, "{worst}");
 }
 
 #[test]

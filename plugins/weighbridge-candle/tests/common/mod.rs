@@ -43,17 +43,43 @@ pub(crate) fn tiny_copy(name: &str) -> tempfile::TempDir {
     folder
 }
 
-pub(crate) fn engine_at(path: &Path, n_ctx: u32) -> CandleEngine {
+/// Whose products compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernels {
+    /// The plugin's own, for the CPU.
+    Own,
+    /// candle's, as on a GPU.
+    Candle,
+}
+
+impl Kernels {
+    pub(crate) const ALL: [Self; 2] = [Self::Own, Self::Candle];
+
+    /// The option of this name.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Candle => "candle",
+        }
+    }
+}
+
+pub(crate) fn engine_at(path: &Path, n_ctx: u32, kernels: Kernels) -> CandleEngine {
+    engine_with(path, n_ctx, serde_json::json!({"kernels": kernels.option()}))
+}
+
+pub(crate) fn engine_with(path: &Path, n_ctx: u32, options: Value) -> CandleEngine {
     let mut files = ModelFiles::open(path).unwrap();
-    CandleEngine::load(&mut files, n_ctx, &OpenContext::new(), 0.0).unwrap()
+    let context = OpenContext::new().with_options(options.as_object().unwrap().clone());
+    CandleEngine::load(&mut files, n_ctx, &context, 0.0).unwrap()
 }
 
-pub(crate) fn tiny(name: &str) -> CandleEngine {
-    engine_at(tiny_copy(name).path(), 128)
+pub(crate) fn tiny(name: &str, kernels: Kernels) -> CandleEngine {
+    engine_at(tiny_copy(name).path(), 128, kernels)
 }
 
-pub(crate) fn fixture(name: &str) -> CandleEngine {
-    engine_at(&fixtures().join(name), 512)
+pub(crate) fn fixture(name: &str, kernels: Kernels) -> CandleEngine {
+    engine_at(&fixtures().join(name), 512, kernels)
 }
 
 pub(crate) fn ids(value: &Value) -> Vec<u32> {

@@ -1,0 +1,337 @@
+//! The decoder graph, and the sequences it is run on.
+
+use candle_core::{D, Device, Tensor};
+use weighbridge_core::Result;
+use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
+
+use super::attention::{Attention, MAX_SCORES, Masks, soft_cap};
+use super::cache::Cache;
+use super::feed_forward::FeedForward;
+use super::layers::{Linear, Norm, Rotation};
+use super::{Target, engine_error};
+use crate::attention::Heads;
+use crate::cache::CacheShape;
+use crate::decoder::Segment;
+use crate::engine::Sequences;
+use crate::rope::Rope;
+use crate::weights::{Matrix, Reader, Table};
+
+/// Most values of logits computed at once: rows of a large vocabulary are given out in blocks.
+const MAX_LOGITS: usize = 1 << 22;
+
+/// The layers with their weights.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    device: Device,
+    attention: Attention,
+    hidden_size: usize,
+    vocab_size: usize,
+    embedding_scale: f64,
+    attention_scale: f64,
+    logit_cap: Option<f64>,
+    rope: Rope,
+    /// Of layers with a window, where they have other positions.
+    local_rope: Option<Rope>,
+    /// In the machine's memory: only the rows of a feed go to the device.
+    embeddings: Table, // (vocab_size, hidden_size)
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: Option<Norm>,
+    qkv: Linear,
+    query_norm: Option<Norm>,
+    key_norm: Option<Norm>,
+    out: Linear,
+    attention_post_norm: Option<Norm>,
+    mlp_norm: Option<Norm>,
+    feed_forward: FeedForward,
+    mlp_post_norm: Option<Norm>,
+    window: Option<usize>,
+}
+
+/// Rotations and masks of a feed.
+struct Feed {
+    rotation: Rotation,
+    local_rotation: Option<Rotation>,
+    masks: Masks,
+}
+
+fn normed(x: &Tensor, norm: Option<&Norm>) -> candle_core::Result<Tensor> {
+    norm.map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+}
+
+impl Decoder {
+    /// Reads all weights. `n_ctx`: most positions of a sequence.
+    pub(crate) fn load(
+        config: &DecoderConfig,
+        n_ctx: usize,
+        reader: &mut Reader<'_>,
+        target: &Target,
+    ) -> Result<Self> {
+        let heads = Heads {
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+        };
+        let naming = reader.naming();
+        let embedding = DecoderConfig::embedding_name(naming);
+        let embeddings = reader.table(&format!("{embedding}.weight"), config.hidden_size)?;
+        let layers = (0..config.n_layers)
+            .map(|layer_idx| Layer::load(config, layer_idx, heads, reader, target))
+            .collect::<Result<_>>()?;
+        let norm = load_norm(config, DecoderConfig::norm_name(naming), reader, target)?;
+        let head = if config.is_tied { embedding } else { DecoderConfig::head_name(naming) };
+        let head = Matrix::new(head.to_owned(), config.vocab_size);
+        Ok(Self {
+            device: target.device.clone(),
+            attention: Attention { heads, cap: config.attention_cap, max_scores: MAX_SCORES },
+            hidden_size: config.hidden_size,
+            vocab_size: config.vocab_size,
+            embedding_scale: config.embedding_scale,
+            attention_scale: config.attention_scale,
+            logit_cap: config.logit_cap,
+            rope: Rope::new(&config.rope, n_ctx),
+            local_rope: config.local_rope.as_ref().map(|rope| Rope::new(rope, n_ctx)),
+            embeddings,
+            layers,
+            norm,
+            head: Linear::load(&[head], config.hidden_size, false, reader, target)?,
+        })
+    }
+
+    pub(crate) fn cache_shape(&self) -> CacheShape {
+        CacheShape {
+            n_layers: self.layers.len(),
+            n_kv_heads: self.attention.heads.n_kv_heads,
+            head_dim: self.attention.heads.head_dim,
+        }
+    }
+
+    /// Fills the caches with the parts' tokens and gives out the wanted rows in the order of parts
+    /// and positions. The caches' lengths change only if all layers worked.
+    fn forward(
+        &mut self,
+        parts: &[Segment<'_>],
+        caches: &mut [Cache],
+        rows: &mut dyn FnMut(usize, usize, &[f32]),
+    ) -> candle_core::Result<()> {
+        let mut positions = Vec::new();
+        let mut wanted: Vec<u32> = Vec::new(); // of all rows
+        let mut labels = Vec::new(); // part and position of each wanted row
+        for (part_idx, part) in parts.iter().enumerate() {
+            let start = caches[part.cache_idx].len();
+            for i in 0..part.tokens.len() {
+                if i >= part.first_wanted {
+                    wanted.push(positions.len() as u32);
+                    labels.push((part_idx, start + i));
+                }
+                positions.push(start + i);
+            }
+        }
+        if positions.is_empty() {
+            return Ok(());
+        }
+        let device = self.device.clone();
+        let mut feed = Feed {
+            rotation: Rotation::new(&mut self.rope, &positions, &device)?,
+            local_rotation: match &mut self.local_rope {
+                None => None,
+                Some(rope) => Some(Rotation::new(rope, &positions, &device)?),
+            },
+            masks: Masks::default(),
+        };
+        let mut x = self.embedded(parts)?;
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            let mut attended = self.attention(layer, layer_idx, parts, &mut feed, caches, &x)?;
+            // Behind the last attention only the wanted rows matter.
+            if layer_idx + 1 == self.layers.len() && wanted.len() < positions.len() {
+                if wanted.is_empty() {
+                    break;
+                }
+                let wanted = Tensor::new(wanted.as_slice(), &device)?;
+                attended = attended.index_select(&wanted, 0)?;
+                x = x.index_select(&wanted, 0)?;
+            }
+            let out = layer.out.forward(&attended)?;
+            x = (x + normed(&out, layer.attention_post_norm.as_ref())?)?;
+            let out = layer.feed_forward.forward(&normed(&x, layer.mlp_norm.as_ref())?)?;
+            x = (x + normed(&out, layer.mlp_post_norm.as_ref())?)?;
+        }
+        for part in parts {
+            let cache = &mut caches[part.cache_idx];
+            cache.set_len(cache.len() + part.tokens.len());
+        }
+        let n_block = (MAX_LOGITS / self.vocab_size).max(1);
+        for (block_idx, labels) in labels.chunks(n_block).enumerate() {
+            let x = x.narrow(0, block_idx * n_block, labels.len())?;
+            let logits = soft_cap(self.head.forward(&self.norm.forward(&x)?)?, self.logit_cap)?;
+            let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+            let logits = logits.chunks_exact(self.vocab_size);
+            for ((part_idx, position), logits) in labels.iter().zip(logits) {
+                rows(*part_idx, *position, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// The embeddings of all tokens, shape `(n_rows, hidden_size)`.
+    fn embedded(&self, parts: &[Segment<'_>]) -> candle_core::Result<Tensor> {
+        let mut x = Vec::new();
+        for token in parts.iter().flat_map(|part| part.tokens) {
+            self.embeddings.row(*token as usize, &mut x);
+        }
+        let x = Tensor::new(x, &self.device)?.reshape(((), self.hidden_size))?;
+        if self.embedding_scale == 1.0 { Ok(x) } else { x * self.embedding_scale }
+    }
+
+    /// Keys and values of all tokens into the caches; returns what the tokens attend to, shape
+    /// `(n_rows, n_heads · head_dim)`.
+    fn attention(
+        &self,
+        layer: &Layer,
+        layer_idx: usize,
+        parts: &[Segment<'_>],
+        feed: &mut Feed,
+        caches: &mut [Cache],
+        x: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let heads = self.attention.heads;
+        let (q_width, kv_width) = (heads.q_width(), heads.kv_width());
+        let rotation = match &feed.local_rotation {
+            Some(rotation) if layer.window.is_some() => rotation,
+            _ => &feed.rotation,
+        };
+        let qkv = layer.qkv.forward(&normed(x, layer.attention_norm.as_ref())?)?;
+        let by_head = |first, width, norm| {
+            let columns = qkv.narrow(1, first, width)?;
+            normed(&columns, norm)?.reshape(((), width / heads.head_dim, heads.head_dim))
+        };
+        let queries = by_head(0, q_width, layer.query_norm.as_ref())?;
+        let queries = (rotation.apply(&queries)? * self.attention_scale)?;
+        let keys = rotation.apply(&by_head(q_width, kv_width, layer.key_norm.as_ref())?)?;
+        let values = by_head(q_width + kv_width, kv_width, None)?;
+        let mut attended = Vec::with_capacity(parts.len());
+        let mut start = 0;
+        for part in parts.iter().filter(|part| !part.tokens.is_empty()) {
+            let n_rows = part.tokens.len();
+            let across =
+                |rows: &Tensor| rows.narrow(0, start, n_rows)?.transpose(0, 1)?.contiguous();
+            let cache = &mut caches[part.cache_idx];
+            let first = cache.len();
+            let (keys, values) = cache.append(layer_idx, &across(&keys)?, &across(&values)?)?;
+            let queries = queries.narrow(0, start, n_rows)?;
+            attended.push(self.attention.attend(
+                &queries,
+                first,
+                layer.window,
+                (&keys, &values),
+                &mut feed.masks,
+            )?);
+            start += n_rows;
+        }
+        Tensor::cat(&attended, D::Minus2)
+    }
+}
+
+/// A normalisation's weights, with the 1 that the file may lack.
+fn load_norm(
+    config: &DecoderConfig,
+    name: &str,
+    reader: &mut Reader<'_>,
+    target: &Target,
+) -> Result<Norm> {
+    let offset = if config.is_norm_offset { 1.0 } else { 0.0 };
+    let weight = reader.vector(&format!("{name}.weight"))?;
+    let weight = weight.into_iter().map(|weight| weight + offset).collect();
+    Norm::new(weight, config.rms_norm_eps as f32, target)
+}
+
+impl Layer {
+    fn load(
+        config: &DecoderConfig,
+        layer_idx: usize,
+        heads: Heads,
+        reader: &mut Reader<'_>,
+        target: &Target,
+    ) -> Result<Self> {
+        let (hidden, naming) = (config.hidden_size, reader.naming());
+        let parts = config.parts(layer_idx);
+        let norm = |part, reader: &mut Reader<'_>| {
+            if !parts.iter().any(|(known, ..)| *known == part) {
+                return Ok(None);
+            }
+            let name = config.name(naming, layer_idx, part, 0);
+            load_norm(config, &name, reader, target).map(Some)
+        };
+        let (q, kv) = (heads.q_width(), heads.kv_width());
+        // llama.cpp rotates neighbours in files of this architecture.
+        let is_paired =
+            naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);
+        let paired_heads = is_paired.then_some(config.head_dim);
+        let matrix = |part, n_out| Matrix::new(config.name(naming, layer_idx, part, 0), n_out);
+        let qkv = if config.is_fused() {
+            vec![matrix(Part::QueryKeyValue, q + 2 * kv)]
+        } else {
+            vec![
+                Matrix { paired_heads, ..matrix(Part::Query, q) },
+                Matrix { paired_heads, ..matrix(Part::Key, kv) },
+                matrix(Part::Value, kv),
+            ]
+        };
+        let out = [matrix(Part::Output, hidden)];
+        Ok(Self {
+            attention_norm: norm(Part::AttentionNorm, reader)?,
+            qkv: Linear::load(&qkv, hidden, config.has_qkv_bias, reader, target)?,
+            query_norm: norm(Part::QueryNorm, reader)?,
+            key_norm: norm(Part::KeyNorm, reader)?,
+            out: Linear::load(&out, q, config.has_o_bias, reader, target)?,
+            attention_post_norm: norm(Part::AttentionPostNorm, reader)?,
+            mlp_norm: norm(Part::MlpNorm, reader)?,
+            feed_forward: FeedForward::load(config, layer_idx, reader, target)?,
+            mlp_post_norm: norm(Part::MlpPostNorm, reader)?,
+            window: config.windows[layer_idx],
+        })
+    }
+}
+
+/// A decoder with a cache for each sequence.
+#[derive(Debug)]
+pub(crate) struct DeviceModel {
+    decoder: Decoder,
+    caches: Vec<Cache>,
+}
+
+impl DeviceModel {
+    pub(crate) fn new(decoder: Decoder, n_seqs: u32) -> Self {
+        let cache = || Cache::new(decoder.cache_shape(), &decoder.device);
+        let caches = (0..n_seqs).map(|_| cache()).collect();
+        Self { decoder, caches }
+    }
+}
+
+impl Sequences for DeviceModel {
+    fn forward(
+        &mut self,
+        parts: &[Segment<'_>],
+        rows: &mut dyn FnMut(usize, usize, &[f32]),
+    ) -> Result<()> {
+        self.decoder.forward(parts, &mut self.caches, rows).map_err(engine_error)
+    }
+
+    fn len(&self, cache_idx: usize) -> usize {
+        self.caches[cache_idx].len()
+    }
+
+    fn truncate(&mut self, cache_idx: usize, len: usize) -> Result<()> {
+        self.caches[cache_idx].truncate(len).map_err(engine_error)
+    }
+
+    fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+        self.caches[to] = self.caches[from].fork(len).map_err(engine_error)?;
+        Ok(())
+    }
+}
