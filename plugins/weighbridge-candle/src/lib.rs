@@ -15,6 +15,7 @@ mod product;
 mod provider;
 mod quant;
 mod quant_product;
+mod quantized;
 mod rope;
 mod weights;
 
