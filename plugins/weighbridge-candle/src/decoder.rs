@@ -11,6 +11,7 @@ use crate::cache::{Cache, CacheShape};
 use crate::feed_forward::FeedForward;
 use crate::linear::Linear;
 use crate::ops::{RmsNorm, add, rotate, soft_cap};
+use crate::product::in_pool;
 use crate::rope::Rope;
 use crate::weights::{Matrix, Reader, Table};
 
@@ -169,13 +170,30 @@ impl Decoder {
         }
 
         let n_tokens: usize = parts.iter().map(|part| part.tokens.len()).sum();
-        let mut x = Vec::with_capacity(n_tokens * self.hidden_size); // (n_rows, hidden_size)
+        let mut x = Vec::with_capacity(n_tokens * self.hidden_size); // (n_tokens, hidden_size)
         for token in parts.iter().flat_map(|part| part.tokens) {
             self.embeddings.row(*token as usize, &mut x);
         }
         if self.embedding_scale != 1.0 {
             x.iter_mut().for_each(|value| *value *= self.embedding_scale);
         }
+        // Each layer has at least as many weights as a square matrix.
+        let n_work = n_tokens * self.layers.len() * self.hidden_size * self.hidden_size;
+        let x = in_pool(n_work, || self.run_layers(parts, caches, x))?;
+        for part in parts {
+            let cache = &mut caches[part.cache_idx];
+            cache.set_len(cache.len() + part.tokens.len());
+        }
+        self.logits(parts, caches, &x, rows)
+    }
+
+    /// What the last layer gives for the wanted rows, from the embeddings of all.
+    fn run_layers(
+        &self,
+        parts: &[Segment<'_>],
+        caches: &mut [Cache],
+        mut x: Vec<f32>,
+    ) -> Result<Vec<f32>> {
         // Which of its tokens each part computes on: all, but in the last layer only the wanted.
         let mut firsts = vec![0; parts.len()];
         for (layer_idx, layer) in self.layers.iter().enumerate() {
@@ -199,11 +217,7 @@ impl Decoder {
                 self.add_rows(&mut x, rows, stride, norm);
             })?;
         }
-        for part in parts {
-            let cache = &mut caches[part.cache_idx];
-            cache.set_len(cache.len() + part.tokens.len());
-        }
-        self.logits(parts, caches, &x, rows)
+        Ok(x)
     }
 
     /// Keys and values of all tokens into the caches; returns what the tokens from `firsts` on

@@ -164,7 +164,8 @@ fn n_product_bytes(compute: &Compute, dtype: GgmlType, n_values: u64) -> u64 {
         (Compute::Own, Some(form)) => {
             let n_codes = if form.is_nibble { n_values / 2 } else { n_values };
             let n_scales = n_values / form.group as u64 * if form.has_min { 2 } else { 1 };
-            n_codes.saturating_add(n_scales.saturating_mul(4))
+            let n_scale_bytes = if form.has_halves { 2 } else { 4 };
+            n_codes.saturating_add(n_scales.saturating_mul(n_scale_bytes))
         }
     }
 }

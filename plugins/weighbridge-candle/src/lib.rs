@@ -16,6 +16,7 @@ mod product;
 mod provider;
 mod quant;
 mod quant_product;
+mod quantized;
 mod rope;
 mod weights;
 

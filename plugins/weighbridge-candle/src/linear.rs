@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Storage, Tensor}
 use weighbridge_core::{Error, ErrorKind, Result};
 
 use crate::product::{PANEL, product};
-use crate::quant_product::Quantized;
+use crate::quantized::Quantized;
 
 /// A packed matrix.
 #[derive(Debug)]

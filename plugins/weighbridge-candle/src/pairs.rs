@@ -2,6 +2,8 @@
 
 use pulp::{Arch, NullaryFnOnce, Scalar, Simd, bytemuck};
 
+use crate::quant::finite_half;
+
 /// Vectors whose 32-bit lanes may hold two 16-bit integers each, the first in the low half.
 pub(crate) trait Pairs: Simd {
     /// `sums + a₀·b₀ + a₁·b₁` in each lane.
@@ -30,6 +32,17 @@ pub(crate) trait Pairs: Simd {
     fn nibbles<const SHIFT: u32>(self, mut codes: Self::i32s) -> Self::i32s {
         lanes_mut(&mut codes).iter_mut().for_each(|lane| *lane = *lane >> SHIFT & 0x000f_000f);
         codes
+    }
+
+    /// The first of `halves`, which are finite numbers in binary16.
+    #[inline(always)]
+    fn widen_halves(self, halves: &[u16]) -> Self::f32s {
+        let mut out = self.splat_f32s(0.0);
+        let out_lanes: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut out));
+        for (out, half) in out_lanes.iter_mut().zip(halves) {
+            *out = finite_half(*half);
+        }
+        out
     }
 
     /// The nearest `f32` of each lane.

@@ -35,6 +35,16 @@ pub(crate) fn product(x: &[f32], panels: &[f32], n_in: usize) -> Vec<f32> {
     })
 }
 
+/// Runs work of about `n_work` multiply-adds on a thread of the pool if it is long enough. There the
+/// other threads take their parts of its products within a microsecond, where each product from
+/// outside would have to wake one of them and then be woken.
+pub(crate) fn in_pool<R: Send>(n_work: usize, run: impl FnOnce() -> R + Send) -> R {
+    if n_work < MIN_PARALLEL || rayon::current_num_threads() == 1 {
+        return run();
+    }
+    rayon::scope(|_| run())
+}
+
 /// Lets `run` compute ranges of panels for all rows, on several threads from `min_parallel`
 /// multiply-adds on.
 pub(crate) fn spread(
@@ -53,9 +63,17 @@ pub(crate) fn spread(
         run(0..n_panels, out.as_chunks_mut::<PANEL>().0);
         return out;
     }
+    let n_each = n_panels.div_ceil(rayon::current_num_threads());
+    if n_rows == 1 {
+        let (panels, _) = out.as_chunks_mut::<PANEL>();
+        panels.par_chunks_mut(n_each).enumerate().for_each(|(part, out)| {
+            let start = part * n_each;
+            run(start..start + out.len(), out);
+        });
+        return out;
+    }
     // Threads take panels, so each has a part of every row: it writes beside the others and the
     // rows are put together afterwards.
-    let n_each = n_panels.div_ceil(rayon::current_num_threads());
     let parts: Vec<Vec<Row>> = (0..n_panels.div_ceil(n_each))
         .into_par_iter()
         .map(|part| {

@@ -14,12 +14,20 @@ pub(crate) struct Form {
     pub(crate) zero: i32,
     /// There are mins.
     pub(crate) has_min: bool,
+    /// Scales and mins are exact in binary16.
+    pub(crate) has_halves: bool,
 }
 
 impl Form {
     /// `None` for types that are not of this kind.
     pub(crate) fn of(dtype: GgmlType) -> Option<Self> {
-        let form = |group, is_nibble, zero, has_min| Some(Self { group, is_nibble, zero, has_min });
+        let has_halves = matches!(
+            dtype,
+            GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0
+        );
+        let form = |group, is_nibble, zero, has_min| {
+            Some(Self { group, is_nibble, zero, has_min, has_halves })
+        };
         match dtype {
             GgmlType::Q4_0 => form(32, true, 8, false),
             GgmlType::Q4_1 | GgmlType::Q4_K => form(32, true, 0, true),
@@ -221,6 +229,22 @@ fn append_f32(bytes: &[u8], dtype: GgmlType, out: &mut Vec<f32>) {
     }
 }
 
+/// What the exponents of binary16 and binary32 differ by, as a factor.
+const HALF_BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+
+/// [`f16_to_f32`] of a finite number, without a branch.
+#[inline(always)]
+pub(crate) fn finite_half(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    f32::from_bits(sign | u32::from(bits & 0x7fff) << 13) * HALF_BIAS
+}
+
+/// The finite number of binary16 that a value is.
+pub(crate) fn half_of(value: f32) -> u16 {
+    let bits = (value / HALF_BIAS).to_bits();
+    (bits >> 16 & 0x8000) as u16 | (bits >> 13 & 0x7fff) as u16
+}
+
 /// IEEE 754 binary16 to binary32, exactly.
 fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
@@ -252,6 +276,10 @@ mod tests {
                 _ => assert_eq!(value, sign * (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15)),
             }
             assert_eq!(value.is_sign_negative(), sign < 0.0);
+            if value.is_finite() {
+                assert_eq!(finite_half(bits).to_bits(), f16_to_f32(bits).to_bits());
+                assert_eq!(half_of(f16_to_f32(bits)), bits);
+            }
         }
     }
 

@@ -9,99 +9,32 @@
 
 use crate::pairs::{Pairs, WithPairs, dispatch};
 use crate::product::{PANEL, Row, spread};
-use crate::quant::{Codes, Form};
+use crate::quant::Form;
+use crate::quantized::{Quantized, Store};
 
 /// Most rows that are computed together: their sums stay in registers.
 const MAX_ROWS: usize = 6;
+/// Panels that a single row is multiplied with at once. Each is a stream of its own through memory;
+/// processors fetch ahead in each of them, and more in several than in one.
+const STREAMS: usize = 4;
 /// Inner values that are unpacked at once: they stay in the first-level cache.
 const CHUNK: usize = 256;
+/// Values of the smallest groups.
+const MIN_GROUP: usize = 16;
 /// Multiply-adds for which a second thread is worth waking.
 const MIN_PARALLEL: usize = 1 << 19;
 /// Largest rounded value. With codes of eight bits a group's sum stays far below 2^31.
 const MAX_CODE: f32 = 32767.0;
 
-/// Codes of a few neighbours in the inner dimension, two of which are multiplied at once: columns
-/// outermost, then whether the inner index is even or odd.
-type CodeRow<T> = [T; 2 * PANEL];
-
-/// A matrix in panels of columns: its output dimension is cut, its inner dimension outermost.
-#[derive(Debug)]
-pub(crate) struct Quantized {
-    form: Form,
-    codes: Store,
-    scales: Vec<Row>, // (n_panels, n_groups, PANEL)
-    mins: Vec<Row>,   // (n_panels, n_groups, PANEL), or empty
-    n_in: usize,
-    n_out: usize,
-}
-
-#[derive(Debug)]
-enum Store {
-    Bytes(Vec<CodeRow<i8>>), // (n_panels, n_in / 2)
-    /// Four pairs of inner indices in order, from the low bits on.
-    Nibbles(Vec<CodeRow<u16>>), // (n_panels, n_in / 8)
+/// A chunk of a panel in the types it is computed in.
+#[repr(align(64))]
+struct Unpacked {
+    weights: [[i32; PANEL]; CHUNK / 2],
+    scales: [Row; CHUNK / MIN_GROUP],
+    mins: [Row; CHUNK / MIN_GROUP],
 }
 
 impl Quantized {
-    /// One without rows yet. `n_in` is a multiple of 32.
-    pub(crate) fn new(form: Form, n_in: usize, n_out: usize) -> Self {
-        let n_panels = n_out.div_ceil(PANEL);
-        let n_groups = n_panels * n_in / form.group;
-        let codes = if form.is_nibble {
-            Store::Nibbles(vec![[0; 2 * PANEL]; n_panels * n_in / 8])
-        } else {
-            Store::Bytes(vec![[0; 2 * PANEL]; n_panels * n_in / 2])
-        };
-        Self {
-            form,
-            codes,
-            scales: vec![[0.0; PANEL]; n_groups],
-            mins: vec![[0.0; PANEL]; if form.has_min { n_groups } else { 0 }],
-            n_in,
-            n_out,
-        }
-    }
-
-    /// Rows of the matrix.
-    pub(crate) fn n_out(&self) -> usize {
-        self.n_out
-    }
-
-    /// Columns of its products, whole panels.
-    pub(crate) fn stride(&self) -> usize {
-        self.n_out.next_multiple_of(PANEL)
-    }
-
-    /// Sets the weights of one output.
-    pub(crate) fn set(&mut self, out_idx: usize, row: &Codes) {
-        let (panel, column) = (out_idx / PANEL, out_idx % PANEL);
-        match &mut self.codes {
-            Store::Bytes(rows) => {
-                let (pairs, _) = row.codes.as_chunks::<2>();
-                for (to, pair) in rows[panel * self.n_in / 2..].iter_mut().zip(pairs) {
-                    to[2 * column..2 * column + 2].copy_from_slice(pair);
-                }
-            }
-            Store::Nibbles(rows) => {
-                let (eights, _) = row.codes.as_chunks::<8>();
-                for (to, eight) in rows[panel * self.n_in / 8..].iter_mut().zip(eights) {
-                    for (i, code) in eight.iter().enumerate() {
-                        to[2 * column + i % 2] |= (*code as u16) << (i / 2 * 4);
-                    }
-                }
-            }
-        }
-        let at = panel * (self.n_in / self.form.group);
-        for (to, scale) in self.scales[at..].iter_mut().zip(&row.scales) {
-            to[column] = *scale;
-        }
-        if self.form.has_min {
-            for (to, min) in self.mins[at..].iter_mut().zip(&row.mins) {
-                to[column] = *min;
-            }
-        }
-    }
-
     /// `x · W`, shape `(n_rows, stride)`; `x`: shape `(n_rows, n_in)`.
     pub(crate) fn product(&self, x: &[f32]) -> Vec<f32> {
         let n_rows = x.len() / self.n_in;
@@ -191,30 +124,32 @@ impl WithPairs for Panels<'_> {
         let (n_in, form) = (matrix.n_in, matrix.form);
         let n_groups = n_in / form.group;
         if out.len() == stride {
-            for (out, panel) in out.iter_mut().zip(first_panel..) {
-                one_row(simd, matrix, x, panel, out);
-            }
+            one_row(simd, matrix, x, first_panel, out);
             return;
         }
-        let mut scratch = [[0i16; 2 * PANEL]; CHUNK / 2];
+        let mut scratch = Unpacked {
+            weights: [[0; PANEL]; CHUNK / 2],
+            scales: [[0.0; PANEL]; CHUNK / MIN_GROUP],
+            mins: [[0.0; PANEL]; CHUNK / MIN_GROUP],
+        };
         for panel_idx in 0..stride {
             let panel = first_panel + panel_idx;
             for start in (0..n_in).step_by(CHUNK) {
                 let n = CHUNK.min(n_in - start);
-                let weights = &mut scratch[..n / 2];
+                let Unpacked { weights, scales, mins } = &mut scratch;
+                let weights = &mut weights[..n / 2];
                 let at = panel * n_in + start;
-                match &matrix.codes {
-                    Store::Bytes(rows) => unpack_bytes(&rows[at / 2..(at + n) / 2], weights),
-                    Store::Nibbles(rows) => unpack_nibbles(&rows[at / 8..(at + n) / 8], weights),
+                matrix.unpack(simd, at, weights);
+                let scales = &mut scales[..n / form.group];
+                let mins = &mut mins[..if form.has_min { scales.len() } else { 0 }];
+                for (i, scale) in scales.iter_mut().enumerate() {
+                    let (group_scale, group_min) = matrix.factors(simd, at / form.group + i);
+                    *scale = group_scale;
+                    if let Some(min) = group_min {
+                        mins[i] = min;
+                    }
                 }
-                let at = panel * n_groups + start / form.group;
-                let groups = at..at + n / form.group;
-                let part = Part {
-                    weights: pulp::bytemuck::cast_slice(weights),
-                    scales: &matrix.scales[groups.clone()],
-                    mins: matrix.mins.get(groups).unwrap_or_default(),
-                    form,
-                };
+                let part = Part { weights, scales, mins, form };
                 let blocks = x.pairs.chunks(MAX_ROWS * n_in / 2);
                 let scales = x.scales.chunks(MAX_ROWS * n_groups);
                 let sums = x.sums.chunks(MAX_ROWS * n_groups);
@@ -242,84 +177,96 @@ impl WithPairs for Panels<'_> {
     }
 }
 
-/// A panel for a single row. It takes as long as its weights take to arrive: they are unpacked in
-/// registers.
+/// Panels from `first_panel` on for a single row. It takes as long as their weights take to arrive,
+/// so they come in several streams and are unpacked in registers.
 #[inline(always)]
-fn one_row<S: Pairs>(simd: S, matrix: &Quantized, x: &Rounded, panel: usize, out: &mut Row) {
+fn one_row<S: Pairs>(
+    simd: S,
+    matrix: &Quantized,
+    x: &Rounded,
+    first_panel: usize,
+    out: &mut [Row],
+) {
+    let n_each = out.len() / STREAMS;
+    for i in 0..n_each {
+        let at: [usize; STREAMS] = std::array::from_fn(|stream| stream * n_each + i);
+        let rows = some_panels(simd, matrix, x, at.map(|at| first_panel + at));
+        for (at, row) in at.into_iter().zip(rows) {
+            out[at] = row;
+        }
+    }
+    for (out, panel) in out.iter_mut().zip(first_panel..).skip(n_each * STREAMS) {
+        [*out] = some_panels(simd, matrix, x, [panel]);
+    }
+}
+
+/// The given panels for a single row, group by group.
+#[inline(always)]
+fn some_panels<S: Pairs, const P: usize>(
+    simd: S,
+    matrix: &Quantized,
+    x: &Rounded,
+    panels: [usize; P],
+) -> [Row; P] {
     match PANEL / S::I32_LANES {
-        2 => one_row_by::<S, 2>(simd, matrix, x, panel, out),
-        4 => one_row_by::<S, 4>(simd, matrix, x, panel, out),
-        8 => one_row_by::<S, 8>(simd, matrix, x, panel, out),
-        _ => one_row_by::<S, PANEL>(simd, matrix, x, panel, out),
+        2 => some_panels_by::<S, P, 2>(simd, matrix, x, panels),
+        4 => some_panels_by::<S, P, 4>(simd, matrix, x, panels),
+        8 => some_panels_by::<S, P, 8>(simd, matrix, x, panels),
+        _ => some_panels_by::<S, P, PANEL>(simd, matrix, x, panels),
     }
 }
 
 /// The same, for panels of `V` vectors.
 #[inline(always)]
-fn one_row_by<S: Pairs, const V: usize>(
+fn some_panels_by<S: Pairs, const P: usize, const V: usize>(
     simd: S,
     matrix: &Quantized,
     x: &Rounded,
-    panel: usize,
-    out: &mut Row,
-) {
+    panels: [usize; P],
+) -> [Row; P] {
     let Form { group, zero, .. } = matrix.form;
     let n_groups = matrix.n_in / group;
-    let mut totals = [[simd.splat_f32s(0.0); V]];
+    let mut totals = [[[simd.splat_f32s(0.0); V]]; P];
     let groups = x.pairs.chunks_exact(group / 2).zip(x.scales.iter().zip(&x.sums));
-    for ((pairs, (x_scale, x_sum)), at) in groups.zip(panel * n_groups..) {
-        let mut sums = [[simd.splat_i32s(-zero * x_sum); V]];
-        match &matrix.codes {
-            Store::Bytes(rows) => {
-                let n = group / 2;
-                for (pair, codes) in pairs.iter().zip(&rows[at * n..(at + 1) * n]) {
-                    let pair = simd.splat_i32s(*pair);
-                    for v in 0..V {
-                        let codes = simd.widen(&codes[v * 2 * S::I32_LANES..]);
-                        sums[0][v] = simd.add_pairs(pair, codes, sums[0][v]);
+    for (group_idx, (pairs, (x_scale, x_sum))) in groups.enumerate() {
+        for (totals, panel) in totals.iter_mut().zip(panels) {
+            let at = panel * n_groups + group_idx;
+            let mut sums = [[simd.splat_i32s(-zero * x_sum); V]];
+            match &matrix.codes {
+                Store::Bytes(rows) => {
+                    let n = group / 2;
+                    for (pair, codes) in pairs.iter().zip(&rows[at * n..(at + 1) * n]) {
+                        let pair = simd.splat_i32s(*pair);
+                        for (v, sum) in sums[0].iter_mut().enumerate() {
+                            let codes = simd.widen(&codes.0[v * 2 * S::I32_LANES..]);
+                            *sum = simd.add_pairs(pair, codes, *sum);
+                        }
+                    }
+                }
+                Store::Nibbles(rows) => {
+                    let n = group / 8;
+                    let fours = pairs.as_chunks::<4>().0;
+                    for (four, codes) in fours.iter().zip(&rows[at * n..(at + 1) * n]) {
+                        let four = four.map(|pair| simd.splat_i32s(pair));
+                        for (sum, codes) in sums[0].iter_mut().zip(codes.vectors::<S>()) {
+                            *sum = simd.add_pairs(four[0], simd.nibbles::<0>(*codes), *sum);
+                            *sum = simd.add_pairs(four[1], simd.nibbles::<4>(*codes), *sum);
+                            *sum = simd.add_pairs(four[2], simd.nibbles::<8>(*codes), *sum);
+                            *sum = simd.add_pairs(four[3], simd.nibbles::<12>(*codes), *sum);
+                        }
                     }
                 }
             }
-            Store::Nibbles(rows) => {
-                let n = group / 8;
-                let fours = pairs.as_chunks::<4>().0;
-                for (four, codes) in fours.iter().zip(&rows[at * n..(at + 1) * n]) {
-                    let four = four.map(|pair| simd.splat_i32s(pair));
-                    let codes: &[i32; PANEL] = pulp::bytemuck::cast_ref(codes);
-                    let (codes, _) = S::as_simd_i32s(codes);
-                    for (sum, codes) in sums[0].iter_mut().zip(codes) {
-                        *sum = simd.add_pairs(four[0], simd.nibbles::<0>(*codes), *sum);
-                        *sum = simd.add_pairs(four[1], simd.nibbles::<4>(*codes), *sum);
-                        *sum = simd.add_pairs(four[2], simd.nibbles::<8>(*codes), *sum);
-                        *sum = simd.add_pairs(four[3], simd.nibbles::<12>(*codes), *sum);
-                    }
-                }
-            }
-        }
-        let scales = (&matrix.scales[at], matrix.mins.get(at));
-        add_group(simd, &sums, scales, (&[*x_scale], &[*x_sum]), 0, &mut totals);
-    }
-    let (out, _) = S::as_mut_simd_f32s(out);
-    out.copy_from_slice(&totals[0]);
-}
-
-#[inline(always)]
-fn unpack_bytes(codes: &[CodeRow<i8>], out: &mut [CodeRow<i16>]) {
-    // One loop over all: loops of a known length are unrolled and then do without vectors.
-    for (out, code) in out.as_flattened_mut().iter_mut().zip(codes.as_flattened()) {
-        *out = i16::from(*code);
-    }
-}
-
-#[inline(always)]
-fn unpack_nibbles(codes: &[CodeRow<u16>], out: &mut [CodeRow<i16>]) {
-    for (out, codes) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
-        for (i, out) in out.iter_mut().enumerate() {
-            for (out, code) in out.iter_mut().zip(codes) {
-                *out = (code >> (4 * i) & 15) as i16;
-            }
+            let (scales, mins) = matrix.factors(simd, at);
+            let weights = (&scales, mins.as_ref());
+            add_group(simd, &sums, weights, (&[*x_scale], &[*x_sum]), 0, totals);
         }
     }
+    let mut rows = [[0f32; PANEL]; P];
+    for (row, [totals]) in rows.iter_mut().zip(&totals) {
+        S::as_mut_simd_f32s(row).0.copy_from_slice(totals);
+    }
+    rows
 }
 
 /// A few groups of a panel.
@@ -439,6 +386,7 @@ fn add_group<S: Pairs, const R: usize, const V: usize>(
 mod tests {
     use super::*;
     use crate::pairs::Run;
+    use crate::quant::Codes;
     use pulp::{NullaryFnOnce, Scalar};
 
     /// Rows of codes with scales that are powers of two, so that all products and sums are exact.
@@ -471,18 +419,37 @@ mod tests {
         (0..n).map(|i| ((i * 7919) % 1013) as f32 / 997.0 - 0.5).collect()
     }
 
+    /// The product with each kind of vectors that this machine has besides the widest.
+    fn narrower_products(matrix: &Quantized, x: &[f32]) -> Vec<(&'static str, Vec<f32>)> {
+        let rounded = dispatch(Round { x, n_in: matrix.n_in, group: matrix.form.group });
+        let stride = matrix.stride() / PANEL;
+        let with = |run: &dyn Fn(Panels<'_>)| {
+            let mut out = vec![[0f32; PANEL]; x.len() / matrix.n_in * stride];
+            run(Panels { matrix, x: &rounded, first_panel: 0, out: &mut out, stride });
+            out.as_flattened().to_vec()
+        };
+        let plain = ("none", with(&|work| Run { simd: Scalar::new(), work }.call()));
+        #[cfg(target_arch = "x86_64")]
+        let narrow = pulp::x86::V3::try_new()
+            .map(|simd| ("AVX2", with(&|work| simd.vectorize(Run { simd, work }))));
+        #[cfg(not(target_arch = "x86_64"))]
+        let narrow = None;
+        [plain].into_iter().chain(narrow).collect()
+    }
+
     const FORMS: [Form; 6] = [
-        Form { group: 32, is_nibble: true, zero: 8, has_min: false },
-        Form { group: 32, is_nibble: true, zero: 0, has_min: true },
-        Form { group: 32, is_nibble: false, zero: 0, has_min: false },
-        Form { group: 32, is_nibble: false, zero: 0, has_min: true },
-        Form { group: 16, is_nibble: false, zero: 0, has_min: true },
-        Form { group: 16, is_nibble: false, zero: 0, has_min: false },
+        Form { group: 32, is_nibble: true, zero: 8, has_min: false, has_halves: true },
+        Form { group: 32, is_nibble: true, zero: 0, has_min: true, has_halves: false },
+        Form { group: 32, is_nibble: false, zero: 0, has_min: false, has_halves: true },
+        Form { group: 32, is_nibble: false, zero: 0, has_min: true, has_halves: true },
+        Form { group: 16, is_nibble: false, zero: 0, has_min: true, has_halves: false },
+        Form { group: 16, is_nibble: false, zero: 0, has_min: false, has_halves: false },
     ];
 
     #[test]
     fn every_form_and_number_of_rows_gives_the_product_of_the_values() {
-        let (n_in, n_out) = (160, 70);
+        // For a single row: panels in streams, some beyond, and the last of them not whole.
+        let (n_in, n_out) = (160, 2 * STREAMS * PANEL + 70);
         for form in FORMS {
             let codes = rows(form, n_in, n_out);
             let matrix = matrix(form, n_in, &codes);
@@ -502,6 +469,9 @@ mod tests {
                         let expected: f32 = x.iter().zip(weights).map(|(x, w)| x * w).sum();
                         assert_eq!(*y, expected, "{form:?}, {n_rows} rows");
                     }
+                }
+                for (vectors, narrow) in narrower_products(&matrix, &x) {
+                    assert_eq!(narrow, y, "{form:?}, {n_rows} rows, vectors: {vectors}");
                 }
             }
         }
@@ -569,24 +539,18 @@ mod tests {
             for (x, together) in x.chunks_exact(n_in).zip(together.chunks_exact(n_out)) {
                 assert_eq!(matrix.product(x), together);
             }
-            let rounded = dispatch(Round { x: &x, n_in, group: form.group });
-            let stride = n_out / PANEL;
-            let mut out = vec![[0f32; PANEL]; n_rows * stride];
-            let mut with = |run: &dyn Fn(Panels<'_>)| {
-                out.as_flattened_mut().fill(0.0);
-                let (x, out) = (&rounded, &mut out[..]);
-                run(Panels { matrix: &matrix, x, first_panel: 0, out, stride });
-                out.as_flattened().to_vec()
-            };
-            #[cfg(target_arch = "x86_64")]
-            if let Some(simd) = pulp::x86::V3::try_new() {
-                let narrow = with(&|work| simd.vectorize(Run { simd, work }));
-                assert_eq!(narrow, together, "vectors of 8 values");
-            }
-            // Without a fused multiply-add the totals are rounded once more.
-            let plain = with(&|work| Run { simd: Scalar::new(), work }.call());
-            for (a, b) in plain.iter().zip(&together) {
-                assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a} {b}");
+            for n_rows in [1, n_rows] {
+                let x = &x[..n_rows * n_in];
+                for (vectors, narrow) in narrower_products(&matrix, x) {
+                    let wide = &together[..n_rows * n_out];
+                    if vectors == "AVX2" {
+                        assert_eq!(narrow, wide, "{form:?}, {n_rows} rows");
+                    }
+                    // Without a fused multiply-add the totals are rounded once more.
+                    for (a, b) in narrow.iter().zip(wide) {
+                        assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{vectors}: {a} {b}");
+                    }
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use weighbridge_models::safetensors::Dtype;
 use crate::linear::{Linear, Packed};
 use crate::product::PANEL;
 use crate::quant::{Codes, Form, append_values, is_known};
-use crate::quant_product::Quantized;
+use crate::quantized::Quantized;
 
 /// Opened files with weights.
 #[derive(Debug)]
