@@ -33,7 +33,11 @@ impl Weight {
                 let dtype = quantized_type(dtype)?;
                 let storage = QStorage::from_data(Cow::Owned(bytes), &target.device, dtype)?;
                 let matrix = QTensor::new(storage, (n_out, n_in))?;
-                return Ok(Self::Quantized(QMatMul::from_qtensor(matrix)?));
+                if has_product(dtype, n_in, &target.device) {
+                    return Ok(Self::Quantized(QMatMul::from_qtensor(matrix)?));
+                }
+                let matrix = matrix.dequantize(&target.device)?;
+                return Ok(Self::Dense(matrix.to_dtype(target.dtype.unwrap_or(DType::F32))?));
             }
         };
         let matrix = Tensor::from_raw_buffer(&bytes, as_stored, &[n_out, n_in], &target.device)?;
@@ -48,6 +52,13 @@ impl Weight {
             }
         }
     }
+}
+
+/// Whether candle multiplies rows of these blocks. candle 0.11.1 does not on the CPU where it takes
+/// them in pairs and one would be left over: it panics.
+fn has_product(dtype: GgmlDType, n_in: usize, device: &Device) -> bool {
+    let is_paired = matches!(dtype, GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1);
+    !(device.is_cpu() && is_paired && (n_in / dtype.block_size()) % 2 == 1)
 }
 
 /// candle's name of a type of blocks.
@@ -189,17 +200,25 @@ mod tests {
             let values = reference["values"].as_array().unwrap();
             let values: Vec<f32> = values.iter().map(|x| x.as_f64().unwrap() as f32).collect();
 
-            let n_in = dtype.block_size() as usize;
-            let stored = Stored { dtype, n_out: values.len() / n_in, bytes };
-            let weight = Weight::load(stored, n_in, &target).unwrap();
-            assert!(matches!(weight, Weight::Quantized(QMatMul::QTensor(_))), "{}", dtype.name());
-            let identity = Tensor::eye(n_in, DType::F32, &Device::Cpu).unwrap();
-            let columns = weight.forward(&identity).unwrap();
-            let got = columns.t().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-            let worst = got.iter().zip(&values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert_eq!(got.len(), values.len());
-            assert!(worst < 2e-3 * largest, "{}: {worst} of {largest}", dtype.name());
+            for n_blocks in [1, 2] {
+                let n_in = n_blocks * dtype.block_size() as usize;
+                let n_out = values.len() / n_in;
+                let stored = Stored { dtype, n_out, bytes: bytes.clone() };
+                let weight = Weight::load(stored, n_in, &target).unwrap();
+                if n_blocks == 2 {
+                    let is_kept = matches!(weight, Weight::Quantized(QMatMul::QTensor(_)));
+                    assert!(is_kept, "{}", dtype.name());
+                }
+                let identity = Tensor::eye(n_in, DType::F32, &Device::Cpu).unwrap();
+                let columns = weight.forward(&identity).unwrap();
+                let got = columns.t().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(got.len(), values.len());
+                let apart = got.iter().zip(&values).map(|(a, b)| (a - b).abs());
+                let worst = apart.fold(0.0, f32::max);
+                let name = dtype.name();
+                assert!(worst < 2e-3 * largest, "{name} {n_in}: {worst} of {largest}");
+            }
         }
     }
 }
