@@ -121,13 +121,18 @@ fn fifty_kills_change_nothing_and_repeat_at_most_the_calls_in_flight() {
     let define = format!("SERVER={}", server.url);
     let common = ["eval", "suite.toml", "--define", &define, "--quiet"];
 
-    let started = Instant::now();
-    let output = weighbridge(&[&common[..], &["--out", "whole"]].concat(), dir.path());
-    assert!(output.status.success(), "{}", printed(&output));
-    let undisturbed = started.elapsed();
+    // The first run is slower than those that follow: the server remembers its prompts. Kills that
+    // are timed by it come after the end of most.
+    let mut undisturbed = Duration::ZERO;
+    for out in ["whole", "again"] {
+        let started = Instant::now();
+        let output = weighbridge(&[&common[..], &["--out", out]].concat(), dir.path());
+        assert!(output.status.success(), "{}", printed(&output));
+        undisturbed = started.elapsed();
+    }
     let expected = masked(&dir.path().join("whole"));
     let mut n_before = server.n_started("open");
-    assert_eq!(n_before, N_SAMPLES as u64);
+    assert_eq!(n_before, 2 * N_SAMPLES as u64);
 
     let mut state = 20_260_101;
     let mut n_killed_while_running = 0;
