@@ -1,8 +1,7 @@
-//! The one private tokio runtime that all HTTP work runs on.
+//! The one private tokio runtime that watches sockets and timers, and connects.
 //!
 //! Callers may have no runtime, another executor, or a tokio of their own. Nothing here depends on
-//! which: work is spawned onto this runtime, and what it yields travels over channels that need
-//! none.
+//! which: sockets and timers are made in this runtime, and can be polled from anywhere.
 
 use std::future::Future;
 use std::sync::OnceLock;
@@ -37,25 +36,11 @@ pub(crate) fn handle() -> Result<&'static Handle> {
 }
 
 /// Aborts a task when it goes away.
-#[derive(Debug)]
-pub(crate) struct AbortOnDrop(Option<AbortHandle>);
-
-impl AbortOnDrop {
-    pub(crate) fn new(task: AbortHandle) -> Self {
-        Self(Some(task))
-    }
-
-    /// Lets the task run on by itself.
-    pub(crate) fn disarm(&mut self) {
-        self.0 = None;
-    }
-}
+struct AbortOnDrop(AbortHandle);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
-        if let Some(task) = self.0.take() {
-            task.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -64,7 +49,7 @@ pub(crate) async fn run<T: Send + 'static>(
     future: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let task = handle()?.spawn(future);
-    let _abort = AbortOnDrop::new(task.abort_handle());
+    let _abort = AbortOnDrop(task.abort_handle());
     task.await.unwrap_or_else(|error| {
         Err(Error::new(ErrorKind::Transport, "the network task ended unexpectedly")
             .with_source(error))

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
 use jiff::Timestamp;
-use reqwest::header::HeaderMap;
 
 use crate::retry_after::{date_of, duration, text};
 
@@ -69,8 +69,8 @@ fn resets_in(reset: &str, headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::{HeaderName, HeaderValue};
     use proptest::prelude::*;
-    use reqwest::header::{HeaderName, HeaderValue};
 
     fn map(headers: &[(&str, &str)]) -> HeaderMap {
         let parse = |(name, value): &(&str, &str)| {
