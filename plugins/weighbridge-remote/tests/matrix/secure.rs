@@ -88,12 +88,7 @@ mod checks {
         let no_data = "1;x=y\r\n\n\r\n".repeat(1000).into_bytes();
         let cases: [(&str, &[&str], Script, &[&str]); 8] = [
             ("whole", &["http/1.1"], chunked(wire.whole("Hi")), &["ok Hi"]),
-            (
-                "HTTP/2 or nothing",
-                &["h2"],
-                http_2.clone(),
-                &["transport"],
-            ),
+            ("HTTP/2 or nothing", &["h2"], http_2.clone(), &["transport"]),
             ("HTTP/2 whatever was asked for", &[], http_2, &["transport"]),
             ("end at once", &["http/1.1"], vec![pause()], &["transport"]),
             ("reset at once", &["http/1.1"], vec![pause(), Act::Reset], &["transport"]),
