@@ -69,10 +69,14 @@ pub(crate) struct Exchange {
     start: Instant,
     total: Deadline,
     first_byte: Deadline,
-    /// Fires at the deadline that was set last. Made by the first wait, and handed on with the
-    /// connection: to move a timer is much cheaper than to make one.
+    /// Fires at the deadline or before. Made by the first wait, and handed on with the connection:
+    /// to keep a timer is much cheaper than to make one.
     timer: Option<Pin<Box<Sleep>>>,
-    meter: Meter,
+    n_sent: u64,
+    n_received: u64,
+    is_loopback: Option<bool>,
+    /// It is in the ledger.
+    is_entered: bool,
 }
 
 impl fmt::Debug for Exchange {
@@ -84,24 +88,21 @@ impl fmt::Debug for Exchange {
 impl Exchange {
     pub(crate) fn new(http: Arc<Http>, request: Request<Full<Bytes>>, limits: Limits) -> Self {
         let Limits { timers, waited, .. } = limits;
-        let meter = Meter {
-            http: Arc::clone(&http),
-            n_sent: 0,
-            n_received: 0,
-            is_loopback: None,
-            is_entered: false,
-        };
+        let start = Instant::now();
         Self {
             http,
             request: Some(request),
             limits,
             connection: None,
             body: None,
-            start: Instant::now(),
-            total: Deadline::within(timers.total.saturating_sub(waited), "total"),
-            first_byte: Deadline::within(timers.first_byte, "first_byte"),
+            start,
+            total: Deadline::after(start, timers.total.saturating_sub(waited), "total"),
+            first_byte: Deadline::after(start, timers.first_byte, "first_byte"),
             timer: None,
-            meter,
+            n_sent: 0,
+            n_received: 0,
+            is_loopback: None,
+            is_entered: false,
         }
     }
 
@@ -137,7 +138,7 @@ impl Exchange {
             // Data after the end of an answer: the connection is dropped, not reused.
             Poll::Ready(Some(_)) => {}
             Poll::Pending => {
-                let deadline = Deadline::within(DRAIN, "drain");
+                let deadline = Deadline::after(Instant::now(), DRAIN, "drain");
                 let drain = async move {
                     if let Ok(None) = self.frame(deadline).await {
                         self.release();
@@ -198,8 +199,8 @@ impl Exchange {
         let (Some(connection), Some(request)) = (&mut self.connection, self.request.take()) else {
             return Err(unexpected_end());
         };
-        self.meter.n_sent = request.body().size_hint().lower();
-        self.meter.is_loopback = connection.is_loopback;
+        self.n_sent = request.body().size_hint().lower();
+        self.is_loopback = connection.is_loopback;
         let mut sent = pin!(connection.sender.try_send_request(request));
         poll_fn(|cx| {
             let mut response = sent.as_mut().poll(cx);
@@ -217,9 +218,10 @@ impl Exchange {
 
     async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
         // The body's first byte may still be awaited.
-        let deadline = self.total.min(match self.meter.n_received {
+        let now = Instant::now();
+        let deadline = self.total.min(match self.n_received {
             0 => self.first_byte,
-            _ => Deadline::within(self.limits.timers.idle, "idle"),
+            _ => Deadline::after(now, self.limits.timers.idle, "idle"),
         });
         loop {
             let Some(frame) = self.frame(deadline).await? else {
@@ -229,11 +231,11 @@ impl Exchange {
             // Trailers say nothing to us.
             let Ok(chunk) = frame.into_data() else { continue };
             // Of a body that never pauses, too.
-            if Instant::now() > self.total.at {
+            if now > self.total.at {
                 return Err(self.http.timed_out(self.total, self.start));
             }
-            self.meter.n_received += chunk.len() as u64;
-            if self.meter.n_received > self.limits.max_bytes {
+            self.n_received += chunk.len() as u64;
+            if self.n_received > self.limits.max_bytes {
                 return Err(self.http.too_long(self.limits.max_bytes));
             }
             return Ok(Some(chunk));
@@ -280,11 +282,17 @@ impl Exchange {
                 self.timer.insert(Box::pin(sleep_until(deadline.at)))
             }
         };
-        if timer.deadline() != deadline.at {
+        // One that fires too early is set again then: calls rarely wait that long.
+        if timer.deadline() > deadline.at {
             timer.as_mut().reset(deadline.at);
         }
-        let fired = timer.as_mut().poll(cx);
-        fired.map(|()| self.http.timed_out(deadline, self.start))
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= deadline.at {
+                return Poll::Ready(self.http.timed_out(deadline, self.start));
+            }
+            timer.as_mut().reset(deadline.at);
+        }
+        Poll::Pending
     }
 
     /// The body was read to its end.
@@ -296,11 +304,18 @@ impl Exchange {
         }
     }
 
+    /// Enters the call into the ledger, once, when it is over, however it ended.
+    fn enter(&mut self) {
+        if !std::mem::replace(&mut self.is_entered, true) {
+            self.http.enter(self.is_loopback, self.n_sent, self.n_received);
+        }
+    }
+
     /// A call that failed is over: its connection is closed, and it is in the ledger.
     fn ended_if_failed<T>(&mut self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
             (self.body, self.connection) = (None, None);
-            self.meter.enter();
+            self.enter();
             self.http.redactor().clean(error)
         })
     }
@@ -308,24 +323,7 @@ impl Exchange {
 
 type Sent = std::result::Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>>;
 
-/// Enters an exchange into the ledger when it is over, however it ended.
-struct Meter {
-    http: Arc<Http>,
-    n_sent: u64,
-    n_received: u64,
-    is_loopback: Option<bool>,
-    is_entered: bool,
-}
-
-impl Meter {
-    fn enter(&mut self) {
-        if !std::mem::replace(&mut self.is_entered, true) {
-            self.http.enter(self.is_loopback, self.n_sent, self.n_received);
-        }
-    }
-}
-
-impl Drop for Meter {
+impl Drop for Exchange {
     fn drop(&mut self) {
         self.enter();
     }

@@ -422,14 +422,14 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
-    /// From the moment it began to run.
+    /// Since it began to run.
     after: Duration,
     pub(crate) phase: &'static str,
 }
 
 impl Deadline {
-    pub(crate) fn within(after: Duration, phase: &'static str) -> Self {
-        Self { at: Instant::now() + after, after, phase }
+    pub(crate) fn after(now: Instant, after: Duration, phase: &'static str) -> Self {
+        Self { at: now + after, after, phase }
     }
 
     /// The earlier of two.

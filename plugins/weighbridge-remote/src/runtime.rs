@@ -5,34 +5,40 @@
 
 use std::future::Future;
 use std::sync::OnceLock;
+use std::thread;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
 use tokio::task::AbortHandle;
 use weighbridge_core::{Error, ErrorKind, Result};
 
 /// Name resolution blocks a thread; few are needed, for names are asked once per connection.
 const MAX_BLOCKING_THREADS: usize = 8;
 
-static RUNTIME: OnceLock<std::io::Result<Runtime>> = OnceLock::new();
+static RUNTIME: OnceLock<std::io::Result<Handle>> = OnceLock::new();
 
 /// The runtime, started by the first call. It lives as long as the process.
 pub(crate) fn handle() -> Result<&'static Handle> {
-    let start = || {
-        Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(MAX_BLOCKING_THREADS)
-            .thread_name("weighbridge-remote")
-            .enable_io()
-            .enable_time()
-            .build()
-    };
     match RUNTIME.get_or_init(start) {
-        Ok(runtime) => Ok(runtime.handle()),
+        Ok(handle) => Ok(handle),
         Err(error) => Err(Error::new(
             ErrorKind::Io,
             format!("cannot start the thread for network calls: {error}"),
         )),
     }
+}
+
+fn start() -> std::io::Result<Handle> {
+    const NAME: &str = "weighbridge-remote";
+    let runtime = Builder::new_current_thread()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_name(NAME)
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let handle = runtime.handle().clone();
+    let run = move || runtime.block_on(std::future::pending::<()>());
+    thread::Builder::new().name(NAME.to_owned()).spawn(run)?;
+    Ok(handle)
 }
 
 /// Aborts a task when it goes away.

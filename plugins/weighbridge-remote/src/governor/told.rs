@@ -50,6 +50,10 @@ pub(super) struct Told {
 
 /// The budgets that these headers tell, each at its own place.
 pub(super) fn told(headers: &HeaderMap) -> [Option<Told>; N_BUDGETS] {
+    // Most servers tell none.
+    if !headers.keys().any(|name| name.as_str().contains("ratelimit")) {
+        return [None; N_BUDGETS];
+    }
     BUDGETS.map(|(unit, remaining, reset)| {
         let remaining = text(headers, remaining)?.parse().ok()?;
         let resets_in = resets_in(text(headers, reset)?, headers)?;
