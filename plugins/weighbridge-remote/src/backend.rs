@@ -220,7 +220,7 @@ impl RemoteBackend {
             };
         }
         let mut decoder = self.wire.decoder(request);
-        let is_streamed = match head.media_type().as_str() {
+        let is_streamed = match &*head.media_type() {
             EVENT_STREAM => {
                 self.read_stream(exchange, Vec::new(), &mut *decoder, out).await?;
                 true

@@ -1,6 +1,7 @@
 //! A call under way. It moves on while it is awaited, on any executor, and dropping it closes its
 //! connection.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -43,9 +44,13 @@ impl Head {
     }
 
     /// The media type in lower case, without parameters; empty if there is none.
-    pub(crate) fn media_type(&self) -> String {
+    pub(crate) fn media_type(&self) -> Cow<'_, str> {
         let value = self.header(CONTENT_TYPE.as_str()).unwrap_or_default();
-        value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+        let value = value.split(';').next().unwrap_or_default().trim();
+        match value.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => value.to_ascii_lowercase().into(),
+            false => value.into(),
+        }
     }
 }
 

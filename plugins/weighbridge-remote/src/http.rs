@@ -1,5 +1,8 @@
 //! The one HTTP core: every byte to or from a server passes here.
 
+mod errors;
+
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +15,15 @@ use hyper::header::{
     USER_AGENT,
 };
 use hyper::{Method, Request, Uri};
-use rustls::AlertDescription;
 use tokio::time::{Instant, timeout};
 use url::Position;
-use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Retry, Secret};
+use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Secret};
 
-use crate::address::{Address, unknown_host};
+use crate::address::Address;
 use crate::connection::{Connection, Pool};
 use crate::exchange::{Exchange, Limits};
 use crate::options::Timers;
-use crate::resolver::{DeniedAddress, GuardedResolver, Lookup, NameFailure, system_lookup};
+use crate::resolver::{GuardedResolver, Lookup, system_lookup};
 use crate::text::Redactor;
 use crate::vendor::KeyHeader;
 use crate::wire::Route;
@@ -61,7 +63,7 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) route: Route,
     /// Content type and bytes.
-    pub(crate) body: Option<(String, Vec<u8>)>,
+    pub(crate) body: Option<(Cow<'static, str>, Vec<u8>)>,
     pub(crate) accept: &'static str,
     /// Largest body of its answer.
     pub(crate) max_bytes: u64,
@@ -86,7 +88,7 @@ impl Call {
     }
 
     pub(crate) fn post(route: Route, json: Vec<u8>) -> Self {
-        Self { body: Some((JSON.to_owned(), json)), ..Self::post_empty(route) }
+        Self { body: Some((JSON.into(), json)), ..Self::post_empty(route) }
     }
 
     pub(crate) fn post_empty(route: Route) -> Self {
@@ -183,11 +185,17 @@ impl Http {
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
         headers.insert(ACCEPT, HeaderValue::from_static(call.accept));
-        if let Some(content_type) = content_type {
-            let value = HeaderValue::try_from(content_type).map_err(|_| {
-                Error::new(ErrorKind::InvalidInput, "the content type is not valid in HTTP")
-            })?;
-            headers.insert(CONTENT_TYPE, value);
+        match content_type.as_deref() {
+            Some(JSON) => {}
+            Some(other) => {
+                let value = HeaderValue::try_from(other).map_err(|_| {
+                    Error::new(ErrorKind::InvalidInput, "the content type is not valid in HTTP")
+                })?;
+                headers.insert(CONTENT_TYPE, value);
+            }
+            None => {
+                headers.remove(CONTENT_TYPE);
+            }
         }
         Ok(Exchange::new(Arc::clone(self), request, limits))
     }
@@ -227,147 +235,6 @@ impl Http {
             n_received,
         ));
     }
-
-    /// An answer in an encoding that was not asked for.
-    pub(crate) fn compressed(&self, encoding: &str) -> Error {
-        Error::new(
-            ErrorKind::Transport,
-            format!(
-                "{} sent a compressed body although none was asked for",
-                self.address.authority()
-            ),
-        )
-        .with("content_encoding", self.redactor.excerpt(encoding, 64))
-    }
-
-    /// An answer above the limit.
-    pub(crate) fn too_long(&self, max_bytes: u64) -> Error {
-        let place = self.address.authority();
-        let mib = max_bytes >> 20;
-        Error::new(ErrorKind::Protocol, format!("the answer of {place} exceeds {mib} MiB"))
-    }
-
-    /// A call that passed a deadline.
-    pub(crate) fn timed_out(&self, deadline: Deadline, start: Instant) -> Error {
-        let Deadline { phase, after, .. } = deadline;
-        let what = match phase {
-            "first_byte" => "did not begin to answer",
-            "idle" => "stopped in the middle of its answer",
-            _ => "did not finish its answer",
-        };
-        let option = if phase == "total" { "timeout_s" } else { phase };
-        let suffix = if phase == "total" { "" } else { "_timeout_s" };
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "{} {what} within {} s; raise `{option}{suffix}` if that is too short",
-                self.address.host_and_port(),
-                after.as_secs_f64(),
-            ),
-        )
-        .with("phase", phase)
-        .with("elapsed_ms", start.elapsed().as_millis())
-        .with_retry(Retry::Safe { after: None })
-    }
-
-    /// A server that cannot be connected to.
-    fn connect_error(&self, error: &(dyn StdError + 'static)) -> Error {
-        if let Some(denied) = find::<DeniedAddress>(error) {
-            return Error::new(ErrorKind::EgressDenied, denied.0.clone())
-                .with("host", self.address.authority());
-        }
-        let place = self.address.host_and_port();
-        let transport =
-            |phase, message: String| Error::new(ErrorKind::Transport, message).with("phase", phase);
-        let error = match find::<std::io::Error>(error).map(std::io::Error::kind) {
-            _ if find::<NameFailure>(error).is_some() => unknown_host(self.address.host()),
-            Some(std::io::ErrorKind::TimedOut) => self.connect_timed_out(),
-            Some(std::io::ErrorKind::ConnectionRefused) => transport(
-                "connect",
-                format!("nothing listens at {place}; start the server or correct the URL"),
-            ),
-            _ if matches!(
-                find::<rustls::Error>(error),
-                Some(rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol))
-            ) =>
-            {
-                transport(
-                    "tls",
-                    format!(
-                        "{place} does not speak HTTP/1.1, the only version that is spoken here; \
-                         use an address that does"
-                    ),
-                )
-            }
-            _ if self.address.is_https() => transport(
-                "tls",
-                format!(
-                    "no secure connection to {place} was possible; if the server speaks plain \
-                     http, correct the URL"
-                ),
-            ),
-            _ => transport(
-                "connect",
-                format!("{place} cannot be reached; check host, port and network"),
-            ),
-        }
-        .with_source(self.redactor.cause(error));
-        error.with_retry(Retry::Safe { after: None })
-    }
-
-    /// A server that does not accept connections.
-    fn connect_timed_out(&self) -> Error {
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "{} did not accept a connection within {} s; check host and port, or raise \
-                 `connect_timeout_s`",
-                self.address.host_and_port(),
-                self.timers.connect.as_secs_f64()
-            ),
-        )
-        .with("phase", "connect")
-        .with_retry(Retry::Safe { after: None })
-    }
-
-    /// A call that got no status line.
-    pub(crate) fn send_error(&self, error: &hyper::Error) -> Error {
-        Error::new(
-            ErrorKind::Transport,
-            format!(
-                "{} closed the connection or answered with something that is not HTTP/1.1; check \
-                 that the URL's scheme and port are those of the API",
-                self.address.host_and_port()
-            ),
-        )
-        .with("phase", "response")
-        .with("maybe_sent", true)
-        .with_source(self.redactor.cause(error))
-        .with_retry(Retry::Safe { after: None })
-    }
-
-    /// An answer whose body broke off or is damaged.
-    pub(crate) fn body_error(&self, error: &hyper::Error) -> Error {
-        use std::io::ErrorKind as Io;
-        let io = find::<std::io::Error>(error).map(std::io::Error::kind);
-        let is_cut = error.is_incomplete_message()
-            || matches!(
-                io,
-                Some(
-                    Io::UnexpectedEof
-                        | Io::ConnectionReset
-                        | Io::ConnectionAborted
-                        | Io::BrokenPipe
-                )
-            );
-        let place = self.address.host_and_port();
-        let failure = if is_cut {
-            Error::new(ErrorKind::Truncated, format!("{place} broke off its answer"))
-        } else {
-            Error::new(ErrorKind::Transport, format!("the answer of {place} is damaged HTTP"))
-        };
-        failure.with_source(self.redactor.cause(error)).with_retry(Retry::Safe { after: None })
-    }
 }
 
 /// Headers of every call. The client follows no redirect, so they reach one origin only.
@@ -379,6 +246,9 @@ fn default_headers(address: &Address, credentials: Credentials<'_>) -> Result<He
     headers.insert(HOST, host);
     headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    // Of most calls; others replace them.
+    headers.insert(ACCEPT, HeaderValue::from_static(JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     for (name, value) in credentials.headers {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
@@ -397,25 +267,6 @@ fn default_headers(address: &Address, credentials: Credentials<'_>) -> Result<He
         headers.insert(name, value);
     }
     Ok(headers)
-}
-
-/// The cause of that type, if it is among the causes. An `io::Error` hides the error it wraps from
-/// `source`, so that one is opened too.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(wrapped) = wrapped
-            && let Some(found) = find(wrapped)
-        {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
 }
 
 /// When a call is given up, and in which phase.

@@ -56,6 +56,20 @@ async fn calls_enter_in_the_order_in_which_they_came() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_overtakes_a_call_that_waits() {
+    let narrow = Limits { max_concurrency: 1, ..LIMITS };
+    let gate = sibling(&gate(narrow, 600));
+    let first = gate.enter(1).await.unwrap();
+    let mut second = Box::pin(gate.enter(1));
+    assert!(poll_immediate(&mut second).await.is_none());
+    drop(first);
+    let mut third = Box::pin(gate.enter(1));
+    assert!(poll_immediate(&mut third).await.is_none());
+    drop(second.await.unwrap());
+    third.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_the_queue_leaves_no_hole() {
     let limits = Limits { max_concurrency: 1, ..LIMITS };
     let gate = gate(limits, 600);

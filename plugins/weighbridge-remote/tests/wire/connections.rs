@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use weighbridge_core::{Backend, BackendExt, Request};
+use weighbridge_core::{Backend, BackendExt, ErrorKind, Request};
 
 use crate::support::open;
 use weighbridge_testkit::player::{Act, Player, chunked, send};
@@ -75,4 +75,19 @@ fn row_38_a_connection_with_data_after_the_end_is_closed() {
     thread::sleep(Duration::from_millis(100));
     assert_eq!(ask(&backend), "a");
     assert_eq!(player.n_connections(), 2);
+}
+
+#[test]
+fn a_deadline_runs_from_its_own_call_on_a_connection_that_was_used_before() {
+    let player = Player::start(vec![chunked(BODY), vec![Act::AwaitClose]]);
+    let backend = open(&player, json!({"timeout_s": 0.6}));
+    assert_eq!(ask(&backend), "a");
+    thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    let error = backend.complete_blocking(&Request::user("Hi")).unwrap_err();
+    let taken = start.elapsed();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(player.n_connections(), 1);
+    let (least, most) = (Duration::from_millis(600), Duration::from_millis(700));
+    assert!(least <= taken && taken < most, "{taken:?}");
 }
