@@ -61,8 +61,7 @@ impl SseParser {
             if n_line > 0 {
                 self.frame_offset.get_or_insert(self.n_bytes);
             }
-            let all: &[u8] = *input;
-            let piece = &all[..n_line];
+            let piece = &input[..n_line];
             let Some(end) = end else {
                 self.line.extend_from_slice(piece);
                 self.consume(input, n_line);

@@ -371,7 +371,7 @@ impl Decode for ChatAnswer {
             return Ok(Flow::End);
         }
         let is_message = frame.event.is_empty() || frame.event == "message";
-        if is_message && self.take_plain(frame.data.as_bytes(), out) {
+        if is_message && self.take_plain(&frame.data, out) {
             return Ok(Flow::More);
         }
         let chunk: Value = serde_json::from_str(&frame.data).map_err(|error| {
@@ -392,7 +392,7 @@ impl Decode for ChatAnswer {
     }
 
     fn plain_document(&mut self, json: &[u8], out: &mut Emitter<'_>) -> bool {
-        let is_taken = self.take_plain(json, out);
+        let is_taken = std::str::from_utf8(json).is_ok_and(|json| self.take_plain(json, out));
         self.is_done |= is_taken;
         is_taken
     }

@@ -80,7 +80,7 @@ impl Choice<'_> {
 
 impl ChatAnswer {
     /// Takes a chunk or document if it is a plain one; `false` if it is not, and was not taken.
-    pub(super) fn take_plain(&mut self, json: &[u8], out: &mut Emitter<'_>) -> bool {
+    pub(super) fn take_plain(&mut self, json: &str, out: &mut Emitter<'_>) -> bool {
         let Some(plain) = read(json) else { return false };
         let has_ended = self.choices.values().any(Option::is_some);
         if has_ended && !plain.choices.is_empty() {
@@ -125,8 +125,8 @@ impl ChatAnswer {
     }
 }
 
-fn read(json: &[u8]) -> Option<Plain<'_>> {
-    serde_json::from_slice::<Plain<'_>>(json).ok().filter(Plain::is_plain)
+fn read(json: &str) -> Option<Plain<'_>> {
+    serde_json::from_str::<Plain<'_>>(json).ok().filter(Plain::is_plain)
 }
 
 fn text<'a>(text: &'a Option<Text<'_>>) -> &'a str {
@@ -157,7 +157,7 @@ mod tests {
         let mut n_plain = 0;
         let mut errors = Vec::new();
         for chunk in chunks {
-            if takes_plain && answer.take_plain(chunk.as_bytes(), &mut out) {
+            if takes_plain && answer.take_plain(chunk, &mut out) {
                 n_plain += 1;
             } else if let Err(error) = answer.whole(&serde_json::from_str(chunk).unwrap(), &mut out)
             {
@@ -269,8 +269,8 @@ mod tests {
             r#"[{"choices":[]}]"#,
             "[DONE]",
         ] {
-            assert!(read(chunk.as_bytes()).is_none(), "{chunk}");
+            assert!(read(chunk).is_none(), "{chunk}");
         }
-        assert!(read(br#"{"choices":[]}"#).is_some());
+        assert!(read(r#"{"choices":[]}"#).is_some());
     }
 }
