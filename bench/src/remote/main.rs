@@ -26,6 +26,10 @@ use crate::ours::Ours;
 use crate::reply::Reply;
 use crate::wrk::Wrk;
 
+/// The program's own, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Our calls per second over wrk's requests per second, at least.
 const GOAL_OVER_WRK: f64 = 0.4;
 /// What we add to the median latency of a bare client, below this.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use reqwest::Url;
+use url::Url;
 use weighbridge_core::{Egress, Error, ErrorKind, Result};
 
 use crate::wire::Route;
@@ -85,7 +85,7 @@ impl Address {
     }
 
     /// Scheme, host and port.
-    pub(crate) fn origin(&self) -> reqwest::Url {
+    pub(crate) fn origin(&self) -> Url {
         let mut origin = self.base.clone();
         origin.set_path("");
         origin

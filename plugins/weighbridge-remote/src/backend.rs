@@ -79,7 +79,7 @@ impl Backend for RemoteBackend {
         let permit = self.gate.enter(estimated_tokens(&bytes, request.max_tokens)).await?;
         let queue = submitted.elapsed();
         let mut out = Emitter::new(sink, self.http.redactor(), submitted);
-        out.effective = effective(&body, dropped);
+        out.effective = effective(body, dropped);
         out.started();
         let mut call = Call::post(self.wire.route(&self.card.id), bytes);
         call.waited = queue;
@@ -114,8 +114,8 @@ impl Backend for RemoteBackend {
             return Ok(Vec::new());
         }
         let (route, body) = call?;
-        let params = effective(&body, Vec::new());
         let answer = self.ask(route, &body).await?;
+        let params = effective(body, Vec::new());
         let read = || {
             let mut embeddings = self.wire.embedded(&answer)?;
             embed::check(&embeddings, request.texts.len(), n_dims)?;
@@ -220,7 +220,7 @@ impl RemoteBackend {
             };
         }
         let mut decoder = self.wire.decoder(request);
-        let is_streamed = match head.media_type().as_str() {
+        let is_streamed = match &*head.media_type() {
             EVENT_STREAM => {
                 self.read_stream(exchange, Vec::new(), &mut *decoder, out).await?;
                 true
@@ -297,6 +297,9 @@ impl RemoteBackend {
         out: &mut Emitter<'_>,
     ) -> Result<()> {
         let body = exchange.body(usize::MAX).await?;
+        if decoder.plain_document(&body, out) {
+            return Ok(());
+        }
         decoder.document(&self.whole_document(&body)?, out)
     }
 
@@ -374,13 +377,10 @@ fn estimated_tokens(body: &[u8], max_tokens: Option<u32>) -> u64 {
 }
 
 /// Every setting that was sent, apart from the conversation itself.
-pub(crate) fn effective(body: &Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
+pub(crate) fn effective(mut body: Map<String, Value>, dropped: Vec<Dropped>) -> EffectiveParams {
+    body.retain(|name, _| !CONVERSATION_FIELDS.contains(&name.as_str()));
     let mut effective = EffectiveParams::new();
+    effective.values = body;
     effective.dropped = dropped;
-    effective.values = body
-        .iter()
-        .filter(|(name, _)| !CONVERSATION_FIELDS.contains(&name.as_str()))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
     effective
 }

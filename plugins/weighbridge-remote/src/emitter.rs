@@ -222,7 +222,8 @@ impl<'a> Emitter<'a> {
                 self.first_content.zip(self.last_content).map(|(first, last)| last - first);
         }
         let mut completion = Completion::new(self.text, ending.stop_reason);
-        completion.raw_stop_reason = ending.raw.map(|raw| self.redactor.redact(&raw));
+        completion.raw_stop_reason =
+            ending.raw.map(|raw| self.redactor.redacted(&raw).unwrap_or(raw));
         completion.reasoning = self.reasoning;
         completion.tool_calls = self.tool_calls;
         completion.opaque = self.opaque;

@@ -55,7 +55,7 @@ pub(crate) fn by_status(http: &Http, head: &Head, body: &[u8], key_name: Option<
         error = error.with("request_id", http.redactor().excerpt(id, 100));
     }
     if kind == ErrorKind::Transport
-        && let Some(target) = head.header("location").and_then(|l| reqwest::Url::parse(l).ok())
+        && let Some(target) = head.header("location").and_then(|l| url::Url::parse(l).ok())
     {
         // Only the origin: path and query may hold what must not be shown.
         error = error.with("location", target.origin().ascii_serialization());

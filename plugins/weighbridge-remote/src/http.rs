@@ -1,45 +1,45 @@
 //! The one HTTP core: every byte to or from a server passes here.
 
+mod errors;
+
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_channel::{mpsc, oneshot};
-use futures_util::SinkExt;
-use reqwest::Method;
-use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue,
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
+    USER_AGENT,
 };
-use reqwest::redirect::Policy;
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
-use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Retry, Secret};
+use hyper::{Method, Request, Uri};
+use tokio::time::{Instant, timeout};
+use url::Position;
+use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Secret};
 
-use crate::address::{Address, is_loopback, unknown_host};
-use crate::exchange::{Exchange, Head, Part};
+use crate::address::Address;
+use crate::connection::{Connection, Pool};
+use crate::exchange::{Exchange, Limits};
 use crate::options::Timers;
-use crate::resolver::{DeniedAddress, GuardedResolver, Lookup, NameFailure, system_lookup};
-use crate::runtime::{self, AbortOnDrop};
+use crate::resolver::{GuardedResolver, Lookup, system_lookup};
 use crate::text::Redactor;
 use crate::vendor::KeyHeader;
 use crate::wire::Route;
 
 const JSON: &str = "application/json";
+const USER_AGENT_VALUE: &str = concat!("weighbridge/", env!("CARGO_PKG_VERSION"));
 /// Largest body of an answer.
 pub(crate) const MAX_BODY_BYTES: u64 = 64 << 20;
-/// Parts of an answer that wait for the caller before the connection is read no further.
-const N_PARTS_AHEAD: usize = 8;
-/// Below the five seconds after which common servers close an idle connection themselves.
-const POOL_IDLE: Duration = Duration::from_secs(4);
-/// How long a finished answer may take to end its body, so that its connection can be used again.
-const DRAIN: Duration = Duration::from_millis(250);
 
 /// A client of one origin. Built only with an [`Egress`] token; its key goes nowhere else.
 pub(crate) struct Http {
-    client: reqwest::Client,
+    pub(crate) pool: Pool,
     address: Address,
+    last_target: Mutex<Option<(Route, Uri)>>,
+    /// Of every call.
+    headers: HeaderMap,
     has_key: bool,
     redactor: Redactor,
     egress: Egress,
@@ -63,7 +63,7 @@ pub(crate) struct Call {
     pub(crate) method: Method,
     pub(crate) route: Route,
     /// Content type and bytes.
-    pub(crate) body: Option<(String, Vec<u8>)>,
+    pub(crate) body: Option<(Cow<'static, str>, Vec<u8>)>,
     pub(crate) accept: &'static str,
     /// Largest body of its answer.
     pub(crate) max_bytes: u64,
@@ -88,7 +88,7 @@ impl Call {
     }
 
     pub(crate) fn post(route: Route, json: Vec<u8>) -> Self {
-        Self { body: Some((JSON.to_owned(), json)), ..Self::post_empty(route) }
+        Self { body: Some((JSON.into(), json)), ..Self::post_empty(route) }
     }
 
     pub(crate) fn post_empty(route: Route) -> Self {
@@ -139,28 +139,20 @@ impl Http {
                 ),
             ));
         }
-        let headers = default_headers(credentials)?;
+        let headers = default_headers(&address, credentials)?;
         let resolver =
             GuardedResolver { egress: egress.clone(), only_loopback: is_at_loopback, lookup };
-        let client = reqwest::Client::builder()
-            .redirect(Policy::none())
-            .no_proxy()
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .dns_resolver(Arc::new(resolver))
-            .connect_timeout(timers.connect)
-            .pool_idle_timeout(POOL_IDLE)
-            .tcp_nodelay(true)
-            .default_headers(headers)
-            .user_agent(concat!("weighbridge/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| {
-                Error::new(ErrorKind::Io, "cannot set up an HTTP client")
-                    .with_source(Redactor::default().cause(&error.without_url()))
-            })?;
+        let failed = |error: &(dyn StdError + 'static)| {
+            Error::new(ErrorKind::Io, "cannot set up an HTTP client")
+                .with_source(Redactor::default().cause(error))
+        };
+        let origin = address.origin().as_str().parse::<Uri>().map_err(|error| failed(&error))?;
+        let pool = Pool::new(origin, resolver).map_err(|error| failed(&*error))?;
         Ok(Self {
-            client,
+            pool,
             address,
+            last_target: Mutex::default(),
+            headers,
             has_key: key.is_some(),
             redactor: key.map(Redactor::new).unwrap_or_default(),
             egress,
@@ -177,221 +169,86 @@ impl Http {
         &self.redactor
     }
 
-    /// Begins a call. It runs on the private runtime and ends when the [`Exchange`] is dropped.
+    /// A call, which begins when its [`Exchange`] is asked for its head. Its deadlines run from now.
     pub(crate) fn start(self: &Arc<Self>, call: Call) -> Result<Exchange> {
-        let (parts_tx, parts) = mpsc::channel(N_PARTS_AHEAD);
-        let (end_tx, end) = oneshot::channel();
-        let is_finished = Arc::new(Notify::new());
-        let http = Arc::clone(self);
-        let drain = Arc::clone(&is_finished);
-        let task = runtime::handle()?.spawn(async move {
-            let result = http.exchange(call, parts_tx, &drain).await;
-            // Nobody listens once the caller is gone or satisfied.
-            let _ = end_tx.send(result.map_err(|error| http.redactor.clean(error)));
-        });
-        let abort = AbortOnDrop::new(task.abort_handle());
-        Ok(Exchange { parts, end: Some(end), abort, is_finished })
-    }
-
-    async fn exchange(
-        &self,
-        call: Call,
-        mut parts: mpsc::Sender<Part>,
-        is_finished: &Notify,
-    ) -> Result<()> {
-        let start = Instant::now();
-        let timers = self.timers.with_patience(call.patience);
-        let max_bytes = call.max_bytes;
-        let waited = call.waited;
-        let total = Deadline::within(timers.total.saturating_sub(waited), "total");
-        let first_byte = Deadline::within(timers.first_byte, "first_byte");
-        // The body counts as sent until it is known that nothing was connected.
-        let n_sent = call.body.as_ref().map_or(0, |(_, body)| body.len()) as u64;
-        let mut meter = Meter { http: self, n_sent, n_received: 0, is_loopback: None };
-
-        let deadline = total.min(first_byte);
-        let sent = timeout_at(deadline.at, self.request(call).send()).await;
-        if matches!(&sent, Ok(Err(error)) if error.is_connect()) {
-            meter.n_sent = 0;
-        }
-        let mut response = sent
-            .map_err(|_| self.timed_out(deadline, start))?
-            .map_err(|error| self.send_error(error))?;
-        meter.is_loopback = response.remote_addr().map(|peer| is_loopback(peer.ip()));
-        let head = Head {
-            status: response.status().as_u16(),
-            headers: std::mem::take(response.headers_mut()),
+        let target = self.target(&call.route)?;
+        let limits = Limits {
+            timers: self.timers.with_patience(call.patience),
+            waited: call.waited,
+            max_bytes: call.max_bytes,
         };
-        let encoding = head.header(CONTENT_ENCODING.as_str()).unwrap_or("identity").trim();
-        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity") {
-            return Err(Error::new(
-                ErrorKind::Transport,
-                format!(
-                    "{} sent a compressed body although none was asked for",
-                    self.address.authority()
-                ),
-            )
-            .with("content_encoding", self.redactor.excerpt(encoding, 64)));
-        }
-        if self.forward(&mut parts, Part::Head(head), total, start).await?.is_none() {
-            return Ok(());
-        }
-
-        let mut deadline = total.min(first_byte);
-        let mut is_draining = false;
-        loop {
-            let chunk = tokio::select! {
-                biased;
-                () = is_finished.notified(), if !is_draining => {
-                    is_draining = true;
-                    deadline = deadline.min(Deadline::within(DRAIN, "drain"));
-                    continue;
-                }
-                chunk = timeout_at(deadline.at, response.chunk()) => chunk,
-            };
-            let chunk = chunk
-                .map_err(|_| self.timed_out(deadline, start))?
-                .map_err(|error| self.body_error(error))?;
-            let Some(chunk) = chunk else { return Ok(()) };
-            meter.n_received += chunk.len() as u64;
-            if meter.n_received > max_bytes {
-                let place = self.address.authority();
-                let mib = max_bytes >> 20;
-                let message = format!("the answer of {place} exceeds {mib} MiB");
-                return Err(Error::new(ErrorKind::Protocol, message));
+        let (content_type, body) = call.body.unzip();
+        let body = Bytes::from(body.unwrap_or_default());
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = call.method;
+        *request.uri_mut() = target;
+        let headers = request.headers_mut();
+        headers.clone_from(&self.headers);
+        headers.insert(ACCEPT, HeaderValue::from_static(call.accept));
+        match content_type.as_deref() {
+            Some(JSON) => {}
+            Some(other) => {
+                let value = HeaderValue::try_from(other).map_err(|_| {
+                    Error::new(ErrorKind::InvalidInput, "the content type is not valid in HTTP")
+                })?;
+                headers.insert(CONTENT_TYPE, value);
             }
-            // Data after the end of an answer: the connection is dropped, not reused.
-            if is_draining
-                || self.forward(&mut parts, Part::Chunk(chunk), total, start).await?.is_none()
-            {
-                return Ok(());
+            None => {
+                headers.remove(CONTENT_TYPE);
             }
-            deadline = total.min(Deadline::within(timers.idle, "idle"));
+        }
+        Ok(Exchange::new(Arc::clone(self), request, limits))
+    }
+
+    /// What a request line names. Most calls go where the one before went.
+    fn target(&self, route: &Route) -> Result<Uri> {
+        let mut last = self.last_target.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, target)) = &*last
+            && known == route
+        {
+            return Ok(target.clone());
+        }
+        let url = self.address.join(route);
+        let target = url[Position::BeforePath..Position::AfterQuery].parse::<Uri>();
+        let target = target.map_err(|_| {
+            Error::new(ErrorKind::InvalidInput, "the path of the URL is not valid in HTTP")
+        })?;
+        *last = Some((route.clone(), target.clone()));
+        Ok(target)
+    }
+
+    /// A new connection. Runs on the runtime.
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        match timeout(self.timers.connect, self.pool.connect()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(self.connect_error(&*error)),
+            Err(_) => Err(self.connect_timed_out()),
         }
     }
 
-    fn request(&self, call: Call) -> reqwest::RequestBuilder {
-        let url = self.address.join(&call.route);
-        let mut request = self
-            .client
-            .request(call.method, url)
-            .header(ACCEPT, HeaderValue::from_static(call.accept))
-            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some((content_type, body)) = call.body {
-            request = request.header(CONTENT_TYPE, content_type).body(body);
-        }
-        request
-    }
-
-    /// Hands a part to the caller; `None` if it is gone. Waiting for it counts against the total.
-    async fn forward(
-        &self,
-        parts: &mut mpsc::Sender<Part>,
-        part: Part,
-        total: Deadline,
-        start: Instant,
-    ) -> Result<Option<()>> {
-        let sent = timeout_at(total.at, parts.send(part)).await;
-        Ok(sent.map_err(|_| self.timed_out(total, start))?.ok())
-    }
-
-    fn timed_out(&self, deadline: Deadline, start: Instant) -> Error {
-        let Deadline { phase, after, .. } = deadline;
-        let what = match phase {
-            "first_byte" => "did not begin to answer",
-            "idle" => "stopped in the middle of its answer",
-            _ => "did not finish its answer",
-        };
-        let option = if phase == "total" { "timeout_s" } else { phase };
-        let suffix = if phase == "total" { "" } else { "_timeout_s" };
-        Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "{} {what} within {} s; raise `{option}{suffix}` if that is too short",
-                self.address.host_and_port(),
-                after.as_secs_f64(),
-            ),
-        )
-        .with("phase", phase)
-        .with("elapsed_ms", start.elapsed().as_millis())
-        .with_retry(Retry::Safe { after: None })
-    }
-
-    /// A call that got no status line.
-    fn send_error(&self, error: reqwest::Error) -> Error {
-        let error = error.without_url();
-        if let Some(denied) = find::<DeniedAddress>(&error) {
-            return Error::new(ErrorKind::EgressDenied, denied.0.clone())
-                .with("host", self.address.authority());
-        }
-        let place = self.address.host_and_port();
-        let transport =
-            |phase, message: String| Error::new(ErrorKind::Transport, message).with("phase", phase);
-        let io = find::<std::io::Error>(&error).map(std::io::Error::kind);
-        let error = if error.is_dns() || find::<NameFailure>(&error).is_some() {
-            unknown_host(self.address.host())
-        } else if error.is_connect() && error.is_timeout() {
-            Error::new(
-                ErrorKind::Timeout,
-                format!(
-                    "{place} did not accept a connection within {} s; check host and port, or \
-                     raise `connect_timeout_s`",
-                    self.timers.connect.as_secs_f64()
-                ),
-            )
-            .with("phase", "connect")
-        } else if io == Some(std::io::ErrorKind::ConnectionRefused) {
-            transport(
-                "connect",
-                format!("nothing listens at {place}; start the server or correct the URL"),
-            )
-        } else if error.is_connect() && self.address.is_https() {
-            transport(
-                "tls",
-                format!(
-                    "no secure connection to {place} was possible; if the server speaks plain \
-                     http, correct the URL"
-                ),
-            )
-        } else if error.is_connect() {
-            transport("connect", format!("{place} cannot be reached; check host, port and network"))
-        } else {
-            transport(
-                "response",
-                format!(
-                    "{place} closed the connection or answered with something that is not HTTP; \
-                     check that the URL's scheme and port are those of the API"
-                ),
-            )
-            .with("maybe_sent", true)
-        }
-        .with_source(self.redactor.cause(&error));
-        error.with_retry(Retry::Safe { after: None })
-    }
-
-    /// An answer whose body broke off or is damaged.
-    fn body_error(&self, error: reqwest::Error) -> Error {
-        use std::io::ErrorKind as Io;
-        let error = error.without_url();
-        let io = find::<std::io::Error>(&error).map(std::io::Error::kind);
-        let is_cut = matches!(
-            io,
-            Some(Io::UnexpectedEof | Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe)
-        );
-        let place = self.address.host_and_port();
-        let error = if is_cut {
-            Error::new(ErrorKind::Truncated, format!("{place} broke off its answer"))
-        } else {
-            Error::new(ErrorKind::Transport, format!("the answer of {place} is damaged HTTP"))
-        }
-        .with_source(self.redactor.cause(&error));
-        error.with_retry(Retry::Safe { after: None })
+    /// Enters an exchange into the ledger.
+    pub(crate) fn enter(&self, is_loopback: Option<bool>, n_sent: u64, n_received: u64) {
+        self.egress.ledger().record(EgressEntry::new(
+            self.address.authority(),
+            is_loopback.unwrap_or(self.is_loopback),
+            n_sent,
+            n_received,
+        ));
     }
 }
 
 /// Headers of every call. The client follows no redirect, so they reach one origin only.
-fn default_headers(credentials: Credentials<'_>) -> Result<HeaderMap> {
+fn default_headers(address: &Address, credentials: Credentials<'_>) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
+    let host = HeaderValue::from_str(address.authority()).map_err(|_| {
+        Error::new(ErrorKind::InvalidInput, "the host of the URL is not valid in HTTP")
+    })?;
+    headers.insert(HOST, host);
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    // Of most calls; others replace them.
+    headers.insert(ACCEPT, HeaderValue::from_static(JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     for (name, value) in credentials.headers {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
@@ -412,59 +269,23 @@ fn default_headers(credentials: Credentials<'_>) -> Result<HeaderMap> {
     Ok(headers)
 }
 
-/// The cause of that type, if it is among the causes. An `io::Error` hides the error it wraps from
-/// `source`, so that one is opened too.
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(wrapped) = wrapped
-            && let Some(found) = find(wrapped)
-        {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
+/// When a call is given up, and in which phase.
 #[derive(Clone, Copy, Debug)]
-struct Deadline {
-    at: Instant,
-    /// From the moment it began to run.
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    /// Since it began to run.
     after: Duration,
-    phase: &'static str,
+    pub(crate) phase: &'static str,
 }
 
 impl Deadline {
-    fn within(after: Duration, phase: &'static str) -> Self {
-        Self { at: Instant::now() + after, after, phase }
+    pub(crate) fn after(now: Instant, after: Duration, phase: &'static str) -> Self {
+        Self { at: now + after, after, phase }
     }
 
-    fn min(self, other: Self) -> Self {
+    /// The earlier of two.
+    pub(crate) fn min(self, other: Self) -> Self {
         if other.at < self.at { other } else { self }
-    }
-}
-
-/// Enters an exchange into the ledger when it is over, however it ended.
-struct Meter<'a> {
-    http: &'a Http,
-    n_sent: u64,
-    n_received: u64,
-    is_loopback: Option<bool>,
-}
-
-impl Drop for Meter<'_> {
-    fn drop(&mut self) {
-        self.http.egress.ledger().record(EgressEntry::new(
-            self.http.address.authority(),
-            self.is_loopback.unwrap_or(self.http.is_loopback),
-            self.n_sent,
-            self.n_received,
-        ));
     }
 }
 
@@ -473,7 +294,6 @@ mod tests {
     use super::*;
     use futures_util::future::BoxFuture;
     use std::net::SocketAddr;
-    use std::sync::Mutex;
     use weighbridge_core::{EgressLedger, EgressScope, block_on};
 
     const NO_KEY: Credentials<'static> =

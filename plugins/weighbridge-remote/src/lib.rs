@@ -6,6 +6,7 @@ mod batch;
 mod catalog;
 mod chat;
 mod classify;
+mod connection;
 mod embed;
 mod emitter;
 mod exchange;

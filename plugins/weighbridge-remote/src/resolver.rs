@@ -3,12 +3,16 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
+use std::vec;
 
 use futures_util::future::BoxFuture;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower_service::Service;
 use weighbridge_core::Egress;
 
 use crate::address::is_loopback;
+use crate::connection::ConnectError;
 
 /// Asks for the addresses of a name.
 pub(crate) type Lookup = fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>>;
@@ -29,7 +33,7 @@ pub(crate) struct GuardedResolver {
 }
 
 impl GuardedResolver {
-    async fn permitted(self, host: String) -> Result<Addrs, Box<dyn StdError + Send + Sync>> {
+    async fn permitted(self, host: String) -> Result<vec::IntoIter<SocketAddr>, ConnectError> {
         let found = (self.lookup)(host.clone()).await.map_err(|_| NameFailure)?;
         if found.is_empty() {
             return Err(NameFailure.into());
@@ -48,12 +52,20 @@ impl GuardedResolver {
             ))
             .into());
         }
-        Ok(Box::new(permitted.into_iter()))
+        Ok(permitted.into_iter())
     }
 }
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for GuardedResolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = ConnectError;
+    type Future = BoxFuture<'static, Result<Self::Response, ConnectError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         Box::pin(self.clone().permitted(name.as_str().to_owned()))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{DATE, HeaderMap, RETRY_AFTER};
+use hyper::header::{DATE, HeaderMap, RETRY_AFTER};
 
 /// Longest hint that is believed; anything above it is a mistake of the server.
 const MAX_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -71,8 +71,8 @@ fn sensible(wait: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::{HeaderName, HeaderValue};
     use proptest::prelude::*;
-    use reqwest::header::{HeaderName, HeaderValue};
 
     fn hint(headers: &[(&str, &str)]) -> Option<Duration> {
         let map = headers

@@ -49,7 +49,7 @@ impl SseParser {
                     self.consume(input, 1);
                 }
             }
-            let end = input.iter().position(|&b| b == b'\n' || b == b'\r');
+            let end = memchr::memchr2(b'\n', b'\r', input);
             let n_line = end.unwrap_or(input.len());
             if self.line.len() + self.event.len() + self.data.len() + n_line > MAX_EVENT_BYTES {
                 return Err(Error::new(
@@ -60,16 +60,27 @@ impl SseParser {
             }
             if n_line > 0 {
                 self.frame_offset.get_or_insert(self.n_bytes);
-                self.line.extend_from_slice(&input[..n_line]);
             }
+            let piece = &input[..n_line];
             let Some(end) = end else {
+                self.line.extend_from_slice(piece);
                 self.consume(input, n_line);
                 return Ok(None);
             };
             self.is_after_cr = input[end] == b'\r';
             self.consume(input, end + 1);
-            if let Some(frame) = self.end_line()? {
-                return Ok(Some(frame));
+            let frame = if self.line.is_empty() {
+                self.end_line(piece)?
+            } else {
+                let mut line = std::mem::take(&mut self.line);
+                line.extend_from_slice(piece);
+                let frame = self.end_line(&line)?;
+                line.clear();
+                self.line = line;
+                frame
+            };
+            if frame.is_some() {
+                return Ok(frame);
             }
         }
     }
@@ -84,20 +95,19 @@ impl SseParser {
         *input = &input[n..];
     }
 
-    fn end_line(&mut self) -> Result<Option<Frame>> {
-        let mut line = std::mem::take(&mut self.line);
-        let mut text: &[u8] = &line;
+    fn end_line(&mut self, mut text: &[u8]) -> Result<Option<Frame>> {
         if !self.is_past_first_line {
             self.is_past_first_line = true;
             text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(text);
         }
-        let frame = if text.is_empty() { self.dispatch()? } else { self.field(text) };
-        line.clear();
-        self.line = line;
-        Ok(frame)
+        if text.is_empty() {
+            return self.dispatch();
+        }
+        self.field(text);
+        Ok(None)
     }
 
-    fn field(&mut self, line: &[u8]) -> Option<Frame> {
+    fn field(&mut self, line: &[u8]) {
         let (name, value) = match line.iter().position(|&b| b == b':') {
             Some(colon) => (&line[..colon], &line[colon + 1..]),
             None => (line, &[][..]),
@@ -118,7 +128,6 @@ impl SseParser {
             // Comments, `id:`, `retry:` and what may come: nothing to us, for we never reconnect.
             _ => {}
         }
-        None
     }
 
     fn dispatch(&mut self) -> Result<Option<Frame>> {

@@ -82,6 +82,10 @@ impl Redactor {
 
     /// The text without the key; `None` if it does not hold it.
     pub(crate) fn redacted(&self, text: &str) -> Option<String> {
+        // No form is shorter than the key.
+        if text.len() < self.spellings.len() {
+            return None;
+        }
         let mut clean: Option<String> = None;
         for encoding in &self.encodings {
             let text = clean.as_deref().unwrap_or(text);
@@ -149,6 +153,9 @@ impl Redactor {
 
     /// JSON without the key, in names and texts at any depth.
     pub(crate) fn redact_json(&self, value: Value) -> Value {
+        if !self.is_in_json(&value) {
+            return value;
+        }
         match value {
             Value::String(text) => Value::String(self.redact(&text)),
             Value::Array(items) => items.into_iter().map(|item| self.redact_json(item)).collect(),
@@ -158,6 +165,17 @@ impl Redactor {
                 .collect::<serde_json::Map<_, _>>()
                 .into(),
             other => other,
+        }
+    }
+
+    fn is_in_json(&self, value: &Value) -> bool {
+        match value {
+            Value::String(text) => self.redacted(text).is_some(),
+            Value::Array(items) => items.iter().any(|item| self.is_in_json(item)),
+            Value::Object(fields) => fields
+                .iter()
+                .any(|(name, value)| self.redacted(name).is_some() || self.is_in_json(value)),
+            _ => false,
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) const RESPONSES: Names = Names {
 
 /// Reads a `usage` object. A count of zero where there must be some is unknown: servers that do
 /// not count send zeros.
-pub(crate) fn read(raw: &Value, names: &Names, out: &mut Emitter<'_>) -> Usage {
+pub(crate) fn read(raw: Value, names: &Names, out: &mut Emitter<'_>) -> Usage {
     let prompt = raw[names.prompt].as_u64();
     let generated = raw[names.generated].as_u64();
     if let (Some(prompt), Some(generated), Some(total)) =
@@ -48,6 +48,6 @@ pub(crate) fn read(raw: &Value, names: &Names, out: &mut Emitter<'_>) -> Usage {
     usage.n_cached_tokens = prompt_details["cached_tokens"].as_u64();
     usage.n_cache_write_tokens = prompt_details["cache_write_tokens"].as_u64();
     usage.n_reasoning_tokens = raw[names.generated_details]["reasoning_tokens"].as_u64();
-    usage.raw = Some(raw.clone());
+    usage.raw = Some(raw);
     usage
 }

@@ -252,6 +252,13 @@ pub(crate) trait Decode: Send {
     /// `Protocol` for damaged data; the vendor's error where the event is one.
     fn frame(&mut self, frame: &Frame, out: &mut Emitter<'_>) -> Result<Flow>;
 
+    /// Takes an answer that came as one document if it can be read without a tree of its values;
+    /// `false` if not, and then nothing of it was taken.
+    fn plain_document(&mut self, json: &[u8], out: &mut Emitter<'_>) -> bool {
+        let _ = (json, out);
+        false
+    }
+
     /// Takes an answer that came as one document.
     ///
     /// # Errors

@@ -4,8 +4,8 @@
 //! place for a label of ours, so none can be found by it.
 
 use async_trait::async_trait;
-use reqwest::Url;
 use serde_json::{Map, Value, json};
+use url::Url;
 use weighbridge_core::{
     BatchLimits, BatchLookup, BatchStatus, Error, ErrorKind, Result, Submission,
 };

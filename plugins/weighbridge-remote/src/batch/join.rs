@@ -161,7 +161,7 @@ impl<'a> Join<'a> {
         let mut nobody = |_: Event<'_>| ControlFlow::Continue(());
         let mut out = Emitter::new(&mut nobody, self.at.http.redactor(), Instant::now());
         let verifier = Verifier::new(request, &dropped)?;
-        out.effective = effective(&body, dropped);
+        out.effective = effective(body, dropped);
         let mut decoder = self.at.wire.decoder(request);
         if let Some(document) = document {
             decoder.document(document, &mut out)?;

@@ -193,7 +193,7 @@ fn upload(label: &str, items: Vec<Vec<u8>>) -> Call {
     body.extend_from_slice(&file);
     body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
     let mut call = Call::post_empty(Route::new("/files"));
-    call.body = Some((format!("multipart/form-data; boundary={boundary}"), body));
+    call.body = Some((format!("multipart/form-data; boundary={boundary}").into(), body));
     call.patience = Some(TRANSFER_LIMIT);
     call
 }

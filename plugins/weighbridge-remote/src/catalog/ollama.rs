@@ -51,7 +51,7 @@ fn add_common(listed: &mut Listed, model: &Value) {
 
 /// The host that computes, if it is not this server.
 fn remote_host(id: &str, model: &Value) -> Option<String> {
-    let host = text(&model["remote_host"]).map(|url| match reqwest::Url::parse(&url) {
+    let host = text(&model["remote_host"]).map(|url| match url::Url::parse(&url) {
         Ok(url) => url.host_str().unwrap_or(CLOUD).to_owned(),
         Err(_) => CLOUD.to_owned(),
     });

@@ -1,5 +1,7 @@
 //! Reading Chat Completions answers, streamed or in one document.
 
+mod plain;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -95,7 +97,7 @@ impl ChatAnswer {
     }
 
     /// A chunk of a stream or a whole document; they differ in `delta` and `message`.
-    fn chunk(&mut self, chunk: &Value, out: &mut Emitter<'_>) -> Result<()> {
+    fn whole(&mut self, chunk: &Value, out: &mut Emitter<'_>) -> Result<()> {
         let Some(fields) = chunk.as_object() else {
             return Err(Error::new(ErrorKind::Protocol, "a chunk of the answer is no object"));
         };
@@ -138,7 +140,7 @@ impl ChatAnswer {
             }
         }
         if let Some(usage) = fields.get("usage").filter(|usage| usage.is_object()) {
-            let usage = usage::read(usage, &usage::CHAT, out);
+            let usage = usage::read(usage.clone(), &usage::CHAT, out);
             out.usage(usage);
         }
         Ok(())
@@ -368,6 +370,10 @@ impl Decode for ChatAnswer {
             self.is_done = true;
             return Ok(Flow::End);
         }
+        let is_message = frame.event.is_empty() || frame.event == "message";
+        if is_message && self.take_plain(&frame.data, out) {
+            return Ok(Flow::More);
+        }
         let chunk: Value = serde_json::from_str(&frame.data).map_err(|error| {
             if frame.event == "error" {
                 return failure::in_answer(&json!({"error": frame.data}), out);
@@ -377,12 +383,18 @@ impl Decode for ChatAnswer {
         if ErrorObject::find(&chunk).is_some() || frame.event == "error" {
             return Err(failure::in_answer(&chunk, out));
         }
-        if !frame.event.is_empty() && frame.event != "message" && chunk.get("choices").is_none() {
+        if !is_message && chunk.get("choices").is_none() {
             out.unknown(&format!("event: {}\ndata: {}", frame.event, frame.data));
             return Ok(Flow::More);
         }
-        self.chunk(&chunk, out)?;
+        self.whole(&chunk, out)?;
         Ok(Flow::More)
+    }
+
+    fn plain_document(&mut self, json: &[u8], out: &mut Emitter<'_>) -> bool {
+        let is_taken = std::str::from_utf8(json).is_ok_and(|json| self.take_plain(json, out));
+        self.is_done |= is_taken;
+        is_taken
     }
 
     fn document(&mut self, document: &Value, out: &mut Emitter<'_>) -> Result<()> {
@@ -396,7 +408,7 @@ impl Decode for ChatAnswer {
             )
             .with("body", out.excerpt(&document.to_string(), MAX_SNIPPET_BYTES)));
         }
-        self.chunk(document, out)?;
+        self.whole(document, out)?;
         self.is_done = true;
         Ok(())
     }

@@ -22,7 +22,7 @@ pub(super) fn write(
     dropped: &[Dropped],
 ) -> Result<Map<String, Value>> {
     let keeps = |option| dropped.iter().all(|d| d.option != option);
-    let mut body = Map::new();
+    let mut body = Map::with_capacity(12);
     let mut set = |name: &str, value: Value| {
         body.insert(name.to_owned(), value);
     };
@@ -183,16 +183,25 @@ fn write_message(
     keeps_images: bool,
     written: &mut Vec<Value>,
 ) -> Result<()> {
+    let is_image = |part: &Part| matches!(part, Part::Image { .. });
+    let has_image = keeps_images && message.parts.iter().any(is_image);
     let mut content = Vec::new();
+    let mut has_content = false;
     let mut calls = Vec::new();
     let mut echoed = Map::new();
     let mut n_results = 0;
     for part in &message.parts {
         match part {
-            Part::Text(text) => content.push(json!({"type": "text", "text": text})),
+            Part::Text(text) => {
+                has_content = true;
+                if has_image {
+                    content.push(json!({"type": "text", "text": text}));
+                }
+            }
             Part::Image { .. } if !keeps_images => {}
             Part::Image { media_type, data } if message.role == Role::User => {
                 let url = format!("data:{media_type};base64,{}", STANDARD.encode(data));
+                has_content = true;
                 content.push(json!({"type": "image_url", "image_url": {"url": url}}));
             }
             Part::Image { .. } => {
@@ -225,7 +234,7 @@ fn write_message(
             }
         }
     }
-    if n_results > 0 && content.is_empty() && calls.is_empty() {
+    if n_results > 0 && !has_content && calls.is_empty() {
         return Ok(());
     }
     if message.role == Role::Tool {
@@ -234,10 +243,9 @@ fn write_message(
             "a message of role tool holds tool results and nothing else",
         ));
     }
-    let has_image = content.iter().any(|part| part["type"] == "image_url");
     let content = if has_image {
         content.into()
-    } else if content.is_empty() && !calls.is_empty() {
+    } else if !has_content && !calls.is_empty() {
         Value::Null
     } else {
         message.text().into()

@@ -26,8 +26,9 @@ use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
-use reqwest::header::HeaderMap;
+use hyper::header::HeaderMap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, Sleep};
@@ -132,8 +133,13 @@ impl Gate {
             let ticket = ticket.map_err(|(wait, why)| self.too_long(wait, why))?;
             Ok(Permit { governor: &self.governor, ticket, _permit: permit })
         };
+        let mut entering = pin!(entering);
+        // Mostly it is nobody else's turn, and no timer is needed.
+        if let Some(entered) = entering.as_mut().now_or_never() {
+            return entered;
+        }
         let too_late = self.governor.sleep_until(deadline);
-        match select(pin!(entering), pin!(too_late)).await {
+        match select(entering, pin!(too_late)).await {
             Either::Left((entered, _)) => entered,
             Either::Right(_) => Err(Error::new(
                 ErrorKind::RateLimited,
@@ -193,6 +199,17 @@ impl Governor {
 
     /// Waits for a turn and for leave; fails with the wait that would be too long.
     async fn enter(&self, n_tokens: u64, deadline: Instant) -> Result<Ticket, (Duration, Why)> {
+        let now = self.now();
+        let _waiting = {
+            let mut state = self.lock();
+            if state.n_waiting == 0
+                && let Ok(ticket) = state.admit(n_tokens, now)
+            {
+                return Ok(ticket);
+            }
+            state.n_waiting += 1;
+            Waiting(self)
+        };
         let _turn = self.turn.lock().await;
         loop {
             let now = self.now();
@@ -222,6 +239,15 @@ impl Governor {
     fn sleep_until(&self, at: Instant) -> Sleep {
         let _timers = self.timers.enter();
         tokio::time::sleep_until(at)
+    }
+}
+
+/// A call that waits for its turn. Nobody overtakes it.
+struct Waiting<'a>(&'a Governor);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().n_waiting -= 1;
     }
 }
 

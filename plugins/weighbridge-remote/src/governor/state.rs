@@ -13,6 +13,8 @@ use super::window::Window;
 #[derive(Debug)]
 pub(super) struct State {
     window: Window,
+    /// Calls that found no room when they came.
+    pub(super) n_waiting: u32,
     n_running: u32,
     n_admitted: u64,
     n_tokens_admitted: u64,
@@ -63,6 +65,7 @@ impl State {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             window: Window::new(limits.max_concurrency),
+            n_waiting: 0,
             n_running: 0,
             n_admitted: 0,
             n_tokens_admitted: 0,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::future::{join_all, poll_immediate};
-use reqwest::header::{HeaderName, HeaderValue};
+use hyper::header::{HeaderName, HeaderValue};
 use tokio::time::{sleep, timeout};
 use weighbridge_core::{Completion, StopReason};
 
@@ -53,6 +53,20 @@ async fn calls_enter_in_the_order_in_which_they_came() {
     });
     join_all(calls).await;
     assert_eq!(order.into_inner().unwrap(), (0..64).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_overtakes_a_call_that_waits() {
+    let narrow = Limits { max_concurrency: 1, ..LIMITS };
+    let gate = sibling(&gate(narrow, 600));
+    let first = gate.enter(1).await.unwrap();
+    let mut second = Box::pin(gate.enter(1));
+    assert!(poll_immediate(&mut second).await.is_none());
+    drop(first);
+    let mut third = Box::pin(gate.enter(1));
+    assert!(poll_immediate(&mut third).await.is_none());
+    drop(second.await.unwrap());
+    third.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

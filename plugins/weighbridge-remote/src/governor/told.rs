@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
 use jiff::Timestamp;
-use reqwest::header::HeaderMap;
 
 use crate::retry_after::{date_of, duration, text};
 
@@ -50,6 +50,10 @@ pub(super) struct Told {
 
 /// The budgets that these headers tell, each at its own place.
 pub(super) fn told(headers: &HeaderMap) -> [Option<Told>; N_BUDGETS] {
+    // Most servers tell none.
+    if !headers.keys().any(|name| name.as_str().contains("ratelimit")) {
+        return [None; N_BUDGETS];
+    }
     BUDGETS.map(|(unit, remaining, reset)| {
         let remaining = text(headers, remaining)?.parse().ok()?;
         let resets_in = resets_in(text(headers, reset)?, headers)?;
@@ -69,8 +73,8 @@ fn resets_in(reset: &str, headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::{HeaderName, HeaderValue};
     use proptest::prelude::*;
-    use reqwest::header::{HeaderName, HeaderValue};
 
     fn map(headers: &[(&str, &str)]) -> HeaderMap {
         let parse = |(name, value): &(&str, &str)| {

@@ -249,7 +249,7 @@ impl ResponsesAnswer {
         }
         tell(response, out);
         if response["usage"].is_object() {
-            let usage = usage::read(&response["usage"], &usage::RESPONSES, out);
+            let usage = usage::read(response["usage"].clone(), &usage::RESPONSES, out);
             out.usage(usage);
         }
         let is_known = |name: &String| KNOWN_FIELDS.contains(&name.as_str());

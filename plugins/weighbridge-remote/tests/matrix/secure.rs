@@ -1,5 +1,5 @@
-//! Rows 14 and 20 with certificates that are trusted: what else may be wrong with them, and HTTP/2
-//! below the answer. Trust comes from the environment, so each call is made in a child.
+//! Rows 14 and 20 with certificates that are trusted: what else may be wrong with them, and what
+//! goes wrong below the answer. Trust comes from the environment, so each call is made in a child.
 
 #![cfg(target_os = "linux")]
 
@@ -7,7 +7,7 @@ use crate::table::rows;
 
 rows!(
     row_14_trusted_certificates_have_to_fit_and_be_valid,
-    row_20_http_2_that_breaks_off_or_floods_is_classed,
+    row_20_http_2_is_refused_and_a_connection_that_breaks_off_is_classed,
 );
 
 mod checks {
@@ -70,76 +70,59 @@ mod checks {
         assert_eq!(player.journal().len(), 0, "{wire:?}: the key was sent");
     }
 
-    /// A frame of HTTP/2.
-    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-        let n = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&n[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
-    }
-
-    pub(super) fn row_20_http_2_that_breaks_off_or_floods_is_classed(wire: Wire) {
+    pub(super) fn row_20_http_2_is_refused_and_a_connection_that_breaks_off_is_classed(wire: Wire) {
         if let Some((wanted, origin)) = child_call() {
             return call(wire, wanted, &origin);
         }
-        const DATA: u8 = 0;
-        const HEADERS: u8 = 1;
-        const RST_STREAM: u8 = 3;
-        const SETTINGS: u8 = 4;
-        const GOAWAY: u8 = 7;
-        const END_STREAM: u8 = 1;
-        const END_HEADERS: u8 = 4;
-        const INTERNAL_ERROR: [u8; 4] = [0, 0, 0, 2];
-        let test = "secure::row_20_http_2_that_breaks_off_or_floods_is_classed";
-        let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, 1, 0, &[])].concat();
-        // `:status: 200` and a content type, in the words of the static table.
-        let event_stream = b"text/event-stream";
-        let header_block = [&[0x88, 0x0F, 0x10, 17][..], event_stream].concat();
-        let head = frame(HEADERS, END_HEADERS, 1, &header_block);
-        let begun = frame(DATA, 0, 1, wire.begun("Hi").as_bytes());
-        let whole = frame(DATA, END_STREAM, 1, wire.whole("Hi").as_bytes());
-        // Until the request is there; an answer to none would be an error of ours.
-        let request = || Act::Wait(Duration::from_millis(150));
-        let play = |frames: Vec<Vec<u8>>| -> Script {
-            let mut script = vec![send(&settings), request()];
-            script.extend(frames.into_iter().map(Act::Send));
-            script.push(hang());
-            script
-        };
-        let goaway = frame(GOAWAY, 0, 0, &[[0; 4], INTERNAL_ERROR].concat());
-        let goaway_mid = frame(GOAWAY, 0, 0, &[[0, 0, 0, 1], INTERNAL_ERROR].concat());
-        let reset = frame(RST_STREAM, 0, 1, &INTERNAL_ERROR);
-        let mut flood = play(vec![head.clone(), begun.clone()]);
-        let empty = frame(DATA, 0, 1, &[]).repeat(1000);
-        flood.insert(flood.len() - 1, Act::Repeat(empty, 1_000));
-        let cases: [(&str, Script, &[&str]); 6] = [
-            ("whole", play(vec![head.clone(), whole]), &["ok Hi"]),
-            ("GOAWAY at once", play(vec![goaway]), &["transport"]),
-            ("RST_STREAM at once", play(vec![reset.clone()]), &["transport"]),
+        let test = "secure::row_20_http_2_is_refused_and_a_connection_that_breaks_off_is_classed";
+        // An empty SETTINGS frame and a GOAWAY for an internal error.
+        let settings = b"\0\0\0\x04\0\0\0\0\0";
+        let goaway = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x02";
+        let http_2 = vec![Act::Send([&settings[..], goaway].concat()), hang()];
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                    transfer-encoding: chunked\r\n\r\n";
+        let begun = wire.begun("Hi");
+        let begun = send(format!("{head}{:x}\r\n{begun}\r\n", begun.len()));
+        let pause = || Act::Wait(Duration::from_millis(50));
+        let no_answer_yet = "HTTP/1.1 100 Continue\r\n\r\n".repeat(1000).into_bytes();
+        let no_data = "1;x=y\r\n\n\r\n".repeat(1000).into_bytes();
+        let cases: [(&str, &[&str], Script, &[&str]); 8] = [
+            ("whole", &["http/1.1"], chunked(wire.whole("Hi")), &["ok Hi"]),
+            ("HTTP/2 or nothing", &["h2"], http_2.clone(), &["transport"]),
+            ("HTTP/2 whatever was asked for", &[], http_2, &["transport"]),
+            ("end at once", &["http/1.1"], vec![pause()], &["transport"]),
+            ("reset at once", &["http/1.1"], vec![pause(), Act::Reset], &["transport"]),
             (
-                "RST_STREAM in the answer",
-                play(vec![head.clone(), begun.clone(), reset]),
+                "end in the answer",
+                &["http/1.1"],
+                vec![begun.clone(), pause()],
                 &["cut_stream", "transport"],
             ),
             (
-                "GOAWAY and end in the answer",
-                vec![
-                    send(&settings),
-                    request(),
-                    Act::Send([head, begun, goaway_mid].concat()),
-                    Act::Wait(Duration::from_millis(50)),
-                ],
-                &["cut_stream", "transport"],
+                "100 Continue without end",
+                &["http/1.1"],
+                vec![Act::Repeat(no_answer_yet, 1_000), hang()],
+                &["transport", "deadline"],
             ),
-            ("empty DATA without end", flood, &["cut_stream", "transport", "deadline"]),
+            (
+                "empty lines and chunk extensions without end",
+                &["http/1.1"],
+                vec![begun, Act::Repeat(no_data, 1_000), hang()],
+                &["cut_stream", "transport", "deadline"],
+            ),
         ];
-        for (what, script, expected) in cases {
+        for (what, protocols, script, expected) in cases {
             let authority = Authority::new();
-            let player = Player::raw_tls(authority.server(Flaw::None, &["h2"]), script);
+            let player = Player::raw_tls(authority.server(Flaw::None, protocols), script);
             let start = Instant::now();
             let said = ask(test, wire, &player, &authority);
             assert!(start.elapsed() < Duration::from_secs(10), "{wire:?}, {what}: no deadline");
             let is_right = expected.iter().any(|outcome| said.starts_with(outcome));
             assert!(is_right, "{wire:?}, {what}: {said}");
-            assert!(player.journal()[0].head.starts_with("PRI * HTTP/2.0"), "{wire:?}, {what}");
+            let says_version = said.contains("does not speak HTTP/1.1");
+            assert_eq!(says_version, protocols == ["h2"], "{wire:?}, {what}: {said}");
+            let n_requests = usize::from(protocols != ["h2"]);
+            assert_eq!(player.journal().len(), n_requests, "{wire:?}, {what}");
         }
     }
 }

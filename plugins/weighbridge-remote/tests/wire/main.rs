@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod connections;
 mod faults;
 mod keys;
 mod limits;
