@@ -153,7 +153,7 @@ impl Decoder {
     }
 
     /// Fills the caches with the parts' tokens and gives out the wanted rows in the order of parts
-    /// and positions. The caches' lengths change only if all of it worked.
+    /// and positions. The caches' lengths change only if all layers worked.
     ///
     /// All parts share the matrix products; attention goes sequence by sequence.
     pub(crate) fn forward(

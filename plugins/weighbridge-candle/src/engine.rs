@@ -25,7 +25,7 @@ const KV_BUDGET_BYTES: usize = 1 << 30;
 /// A decoder with a cache for each sequence, whose rules the engine has checked.
 pub(crate) trait Sequences: std::fmt::Debug {
     /// Fills the caches with the parts' tokens and gives out the wanted rows, each with the index of
-    /// its part and its position. The caches' lengths change only if all of it worked.
+    /// its part and its position. The caches' lengths change only if all layers worked.
     fn forward(
         &mut self,
         parts: &[Segment<'_>],

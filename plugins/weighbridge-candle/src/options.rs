@@ -100,6 +100,13 @@ impl Options {
                  `f32`; leave it out, or add `kernels = \"candle\"`",
             ));
         }
+        if cfg!(feature = "accelerate") && !is_gpu && dtype == Some(DType::F16) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "option `dtype` is `f16`, which candle does not multiply with Accelerate; leave it \
+                 out, or use `bf16`",
+            ));
+        }
         let n_ctx = option("n_ctx").and_then(Value::as_u64).map(|n_ctx| n_ctx as u32);
         Ok(Self { n_ctx, place, is_candle, dtype })
     }
@@ -110,7 +117,7 @@ impl Options {
             return Ok(Compute::Own);
         }
         let (place, dtype) = (self.place, self.dtype);
-        Ok(Compute::Candle(Target { place, device: place.open()?, dtype }))
+        Ok(Compute::Candle(Target { place, device: place.open()?, dtype, f16: DType::F16 }))
     }
 
     /// The context length for a model.

@@ -6,6 +6,7 @@
 //! machines whose vector instructions have a fused multiply-add.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -38,10 +39,17 @@ pub(crate) fn product(x: &[f32], panels: &[f32], n_in: usize) -> Vec<f32> {
 /// Runs work of about `n_work` multiply-adds on a thread of the pool if it is long enough. There the
 /// other threads take their parts of its products within a microsecond, where each product from
 /// outside would have to wake one of them and then be woken.
+///
+/// Models of one process take turns: a thread that waits for a part of one model's product would
+/// else begin the work of another, and the first would wait for all of it.
 pub(crate) fn in_pool<R: Send>(n_work: usize, run: impl FnOnce() -> R + Send) -> R {
     if n_work < MIN_PARALLEL || rayon::current_num_threads() == 1 {
         return run();
     }
+    static TURN: Mutex<()> = Mutex::new(());
+    // Whoever is in the pool has the turn.
+    let is_inside = rayon::current_thread_index().is_some();
+    let _turn = (!is_inside).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
     rayon::scope(|_| run())
 }
 

@@ -18,6 +18,7 @@ use weighbridge_core::{
     OpenContext, Placement, Probe, Prompt, Provider, Request, Result, Sampling, StopReason,
     TokenId, Weights, block_on,
 };
+use weighbridge_testkit::engine::{all_rows, difference};
 
 fn open(base: &Path, location: &str) -> Result<Arc<dyn Backend>> {
     open_with(base, location, json!({}))

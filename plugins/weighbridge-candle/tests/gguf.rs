@@ -16,6 +16,7 @@ use weighbridge_core::{
     BackendExt, ModelRef, OpenContext, Prompt, Provider, Request, Result, block_on,
 };
 use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
+use weighbridge_testkit::engine::{all_rows, difference};
 
 fn open(location: &str) -> Result<std::sync::Arc<dyn weighbridge_core::Backend>> {
     let model: ModelRef = format!("candle:{location}").parse().unwrap();

@@ -13,6 +13,7 @@ use common::*;
 use serde_json::Value;
 use weighbridge_candle::CandleEngine;
 use weighbridge_engine::logits::{LogitsEngine, SeqId, Want};
+use weighbridge_testkit::engine::{all_rows, argmax, feed, log_softmax};
 
 /// Largest difference of a log-probability that is accepted.
 const TOLERANCE: f64 = 1e-3;

@@ -39,11 +39,13 @@ impl ChunkSize {
     /// that are left, or feeds of about one size and of whole tiles.
     pub(crate) fn share(&self, n_tokens: usize, latency: Duration) -> usize {
         let most = self.size(latency);
-        if n_tokens <= most || most < TILE {
-            return n_tokens.min(most);
+        let share = |most: usize| n_tokens.div_ceil(n_tokens.div_ceil(most));
+        match n_tokens {
+            _ if n_tokens <= most => n_tokens,
+            // To leave a part of a tile would cost more than it saves.
+            _ if most < 4 * TILE => share(most),
+            _ => share(most - most % TILE).next_multiple_of(TILE),
         }
-        let most = most - most % TILE;
-        n_tokens.div_ceil(n_tokens.div_ceil(most)).next_multiple_of(TILE)
     }
 
     /// A feed of `n_tokens` took this long.
@@ -106,8 +108,9 @@ mod tests {
             }
             assert!(n_feeds <= n_tokens.div_ceil(320), "{n_tokens} in {n_feeds}");
         }
-        // Of little room all is used.
-        assert_eq!(chunk.share(512, latency / 10), 34);
+        // Of little room all is used: 34 fit.
+        assert_eq!(chunk.share(512, latency / 10), 32);
+        assert_eq!(chunk.share(34, latency / 10), 34);
     }
 
     #[test]

@@ -128,18 +128,19 @@ impl Scheduler {
         if !first.sequence.is_decoding()
             && let Some((idx, unit)) = prompts.next()
         {
-            n_left -= self.add(&mut feed, idx, unit, n_left);
+            n_left = n_left.saturating_sub(self.add(&mut feed, idx, unit, n_left));
         }
         for (idx, unit) in decoding {
-            n_left -= self.add(&mut feed, idx, unit, 1 + n_left).saturating_sub(1);
+            n_left = (1 + n_left).saturating_sub(self.add(&mut feed, idx, unit, 1 + n_left).max(1));
         }
         for (idx, unit) in prompts {
-            n_left -= self.add(&mut feed, idx, unit, n_left);
+            n_left = n_left.saturating_sub(self.add(&mut feed, idx, unit, n_left));
         }
         (first_idx, feed.parts)
     }
 
-    /// Adds the next chunk of a sequence, of at most `n_most` tokens; says how many they are.
+    /// Adds the next chunk of a sequence, of at most `n_most` tokens; says how many they are. Chunks
+    /// of deterministic calls do not depend on speed, so those may have more.
     fn add(&self, feed: &mut Feed, slot_idx: usize, unit: &Unit, n_most: usize) -> usize {
         let sequence = &unit.sequence;
         let is_deterministic = self.calls.get(&unit.call).is_some_and(|c| c.is_deterministic);

@@ -245,6 +245,20 @@ fn deterministic_calls_have_the_engine_for_themselves() {
     });
 }
 
+/// Chunks of a fixed length may be longer than what the latency allows.
+#[test]
+fn long_chunks_of_deterministic_calls_need_no_fast_engine() {
+    let mut options = EngineOptions::new("toy");
+    (options.deterministic_chunk, options.cancel_latency) = (64, Duration::from_millis(1));
+    let toy = open(self::options(|o| o.delay_per_token = Duration::from_micros(500)), options);
+    let prompt = with_prefix(&[5; 150], 1, 9);
+    let mut request = request(&prompt, 1, 9);
+    request.deterministic = true;
+    let completion = complete(&*toy.backend, &request);
+    let ids: Vec<u32> = completion.logprobs.unwrap().iter().map(|t| t.id.unwrap().0).collect();
+    assert_eq!(ids, brute_force(&prompt, &seeded(1), 9));
+}
+
 fn score(backend: &dyn Backend, request: &LikelihoodRequest) -> Vec<Vec<Option<f64>>> {
     let scored = block_on(backend.log_likelihood(request)).unwrap();
     scored.iter().map(|s| s.tokens.iter().map(|t| t.logprob).collect()).collect()

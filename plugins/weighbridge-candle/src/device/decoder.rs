@@ -1,6 +1,6 @@
 //! The decoder graph, and the sequences it is run on.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use weighbridge_core::Result;
 use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
 
@@ -77,6 +77,9 @@ impl Decoder {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
         };
+        // Gemma's activations can be larger than what F16 holds.
+        let f16 = if config.family.is_gemma() { DType::BF16 } else { DType::F16 };
+        let target = &Target { f16, ..target.clone() };
         let naming = reader.naming();
         let embedding = DecoderConfig::embedding_name(naming);
         let embeddings = reader.table(&format!("{embedding}.weight"), config.hidden_size)?;
@@ -160,6 +163,11 @@ impl Decoder {
             x = (x + normed(&out, layer.attention_post_norm.as_ref())?)?;
             let out = layer.feed_forward.forward(&normed(&x, layer.mlp_norm.as_ref())?)?;
             x = (x + normed(&out, layer.mlp_post_norm.as_ref())?)?;
+        }
+        if labels.is_empty() {
+            // Rows that are read wait for a GPU. Without one the time of this feed, and an error in
+            // it, would be the next one's.
+            device.synchronize()?;
         }
         for part in parts {
             let cache = &mut caches[part.cache_idx];

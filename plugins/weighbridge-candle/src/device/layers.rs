@@ -40,8 +40,9 @@ impl Weight {
                 return Ok(Self::Dense(matrix.to_dtype(target.dtype.unwrap_or(DType::F32))?));
             }
         };
+        let kept = if as_stored == DType::F16 { target.f16 } else { as_stored };
         let matrix = Tensor::from_raw_buffer(&bytes, as_stored, &[n_out, n_in], &target.device)?;
-        Ok(Self::Dense(matrix.to_dtype(target.dtype.unwrap_or(as_stored))?))
+        Ok(Self::Dense(matrix.to_dtype(target.dtype.unwrap_or(kept))?))
     }
 
     fn forward(&self, x: &Tensor) -> Computed {
@@ -189,7 +190,8 @@ mod tests {
     fn blocks_of_every_type_have_the_values_that_gguf_py_gives_them() {
         let reference: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/data/quant.json")).unwrap();
-        let target = Target { place: Place::Cpu, device: Device::Cpu, dtype: None };
+        let target =
+            Target { place: Place::Cpu, device: Device::Cpu, dtype: None, f16: DType::F16 };
         let known =
             GgmlType::ALL.iter().filter(|dtype| is_known(**dtype) && dtype.block_size() > 1);
         for dtype in known.copied() {

@@ -22,6 +22,8 @@ pub(crate) struct Target {
     pub(crate) device: Device,
     /// Type of weights that are not quantized; `None`: the type they are stored in.
     pub(crate) dtype: Option<DType>,
+    /// What becomes of weights that are stored in F16 and stay as stored.
+    pub(crate) f16: DType,
 }
 
 impl Target {

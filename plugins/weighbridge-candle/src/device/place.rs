@@ -1,6 +1,7 @@
 //! Devices by their names.
 
 use std::fmt;
+use std::panic::catch_unwind;
 use std::str::FromStr;
 
 use candle_core::Device;
@@ -31,7 +32,8 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self> {
         let (kind, index) = match text.split_once(':') {
             None => (text, Some(0)),
-            Some((kind, index)) => (kind, index.parse().ok()),
+            // Without a sign.
+            Some((kind, index)) => (kind, index.parse().ok().filter(|_| !index.starts_with('+'))),
         };
         match (kind, index) {
             ("cpu", Some(0)) if text == kind => Ok(Self::Cpu),
@@ -61,7 +63,12 @@ impl Place {
             }
             Self::Metal(index) => {
                 let is_built = cfg!(feature = "metal");
-                let device = is_built.then(|| Device::new_metal(index));
+                // candle 0.11.1 panics for a number that no GPU has.
+                let open = || catch_unwind(|| Device::new_metal(index));
+                let device = is_built.then(|| {
+                    let missing = |_| Err(candle_core::Error::msg("no GPU has this number"));
+                    open().unwrap_or_else(missing)
+                });
                 (device, is_built, "metal", "macOS")
             }
         };
@@ -101,7 +108,7 @@ mod tests {
             let place: Place = text.parse().unwrap();
             assert_eq!((place, place.to_string().as_str()), (expected, name));
         }
-        for text in ["", "tpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "Metal"] {
+        for text in ["", "tpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "Metal"] {
             let error = text.parse::<Place>().unwrap_err();
             assert!(error.to_string().contains(&format!("is `{text}`; candle knows `cpu`")));
         }

@@ -1,4 +1,4 @@
-//! Feeding an engine, and log-probabilities of what comes back.
+//! The models of these tests, and their reference numbers.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use weighbridge_candle::{CandleEngine, ModelFiles};
 use weighbridge_core::OpenContext;
-use weighbridge_engine::logits::{Input, LogitsEngine, SeqId, Span, Want};
 
 /// Tiny models with reference numbers.
 pub(crate) const TINY: [&str; 7] = [
@@ -88,57 +87,4 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
 
 pub(crate) fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
-}
-
-/// Feeds one span and returns its rows.
-pub(crate) fn feed(
-    engine: &mut CandleEngine,
-    seq: u32,
-    tokens: &[u32],
-    want: Want,
-) -> Vec<Vec<f32>> {
-    let seq = SeqId(seq);
-    let pos = engine.len(seq);
-    let span = Span { seq, pos, tokens: Input::Tokens(tokens), want };
-    let mut out = Vec::new();
-    let mut next = pos + want.first(tokens.len()) as u32;
-    engine
-        .feed(&[span], &mut |span_idx: usize, at: u32, row: &[f32]| {
-            assert_eq!((span_idx, at), (0, next));
-            next += 1;
-            out.push(row.to_vec());
-        })
-        .unwrap();
-    assert_eq!(engine.len(seq), pos + tokens.len() as u32);
-    out
-}
-
-/// All rows of a text of any length, from scratch, in feeds of at most `chunk`.
-pub(crate) fn all_rows(engine: &mut CandleEngine, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
-    engine.release(SeqId(0));
-    tokens.chunks(chunk).flat_map(|chunk| feed(engine, 0, chunk, Want::All)).collect()
-}
-
-pub(crate) fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
-pub(crate) fn log_softmax(row: &[f32]) -> Vec<f64> {
-    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
-    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
-}
-
-/// Largest difference of two lists of rows.
-#[track_caller]
-pub(crate) fn difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let values = a.iter().flatten().zip(b.iter().flatten());
-    values.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
