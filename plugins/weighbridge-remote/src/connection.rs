@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,22 +20,27 @@ use http_body_util::Full;
 use hyper::Uri;
 use hyper::client::conn::http1;
 use hyper::http::Extensions;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::{Connection as _, HttpConnector, HttpInfo};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 use tower_service::Service as _;
 
 use crate::address::is_loopback;
 use crate::resolver::GuardedResolver;
+use crate::runtime;
 
 /// Below the five seconds after which common servers close an idle connection themselves.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
-type Driver = http1::Connection<MaybeHttpsStream<TokioIo<TcpStream>>, Full<Bytes>>;
+/// Reads in turn that find bytes, after which a connection gives way.
+const MAX_READS: u32 = 64;
+
+type Driver = http1::Connection<Socket<MaybeHttpsStream<TokioIo<TcpStream>>>, Full<Bytes>>;
 
 /// Why there is no connection.
 pub(crate) type ConnectError = Box<dyn StdError + Send + Sync>;
@@ -68,16 +74,108 @@ impl Connection {
     }
 }
 
+/// A socket that pauses now and then, so that the call's deadlines are seen to, however fast its
+/// server sends. Hyper reads on while it can, and only tasks of tokio are interrupted by the socket.
+struct Socket<T> {
+    inner: T,
+    /// Since the last one that found nothing.
+    n_reads: u32,
+}
+
+impl<T: Read + Unpin> Read for Socket<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.n_reads == MAX_READS {
+            self.n_reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        self.n_reads = if read.is_ready() { self.n_reads + 1 } else { 0 };
+        read
+    }
+}
+
+impl<T: Write + Unpin> Write for Socket<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+    }
+}
+
+/// Connections that nobody uses, the last used at the back, and since when.
+#[derive(Default)]
+struct Idle {
+    connections: VecDeque<(Connection, Instant)>,
+    /// [`close_old`] runs.
+    is_watched: bool,
+}
+
+impl Idle {
+    fn drop_old(&mut self) {
+        let connections = &mut self.connections;
+        while connections.front().is_some_and(|(_, since)| since.elapsed() > POOL_IDLE) {
+            connections.pop_front();
+        }
+    }
+}
+
+/// Closes connections that were idle for long, until there is none.
+async fn close_old(idle: Weak<Mutex<Idle>>) {
+    loop {
+        sleep(POOL_IDLE).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let mut idle = lock(&idle);
+        idle.drop_old();
+        if idle.connections.is_empty() {
+            idle.is_watched = false;
+            return;
+        }
+    }
+}
+
+fn lock(idle: &Mutex<Idle>) -> MutexGuard<'_, Idle> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Connects to one origin and keeps connections that are idle, the last used on top.
 pub(crate) struct Pool {
     connector: HttpsConnector<HttpConnector<GuardedResolver>>,
     origin: Uri,
-    idle: Mutex<VecDeque<(Connection, Instant)>>,
+    idle: Arc<Mutex<Idle>>,
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("n_idle", &self.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("n_idle", &lock(&self.idle).connections.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -96,7 +194,7 @@ impl Pool {
         // A server that only speaks another version ends the handshake by this.
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let connector = HttpsConnector::from((tcp, tls));
-        Ok(Self { connector, origin, idle: Mutex::default() })
+        Ok(Self { connector, origin, idle: Arc::default() })
     }
 
     /// A connection that is open and idle, if there is one.
@@ -111,17 +209,23 @@ impl Pool {
     }
 
     fn pop(&self) -> Option<Connection> {
-        let mut idle = self.lock();
-        while idle.front().is_some_and(|(_, since)| since.elapsed() > POOL_IDLE) {
-            idle.pop_front();
-        }
-        idle.pop_back().map(|(connection, _)| connection)
+        let mut idle = lock(&self.idle);
+        idle.drop_old();
+        idle.connections.pop_back().map(|(connection, _)| connection)
     }
 
     /// Keeps a connection whose answer was read to its end.
     pub(crate) fn keep(&self, mut connection: Connection) {
-        if connection.is_ready() {
-            self.lock().push_back((connection, Instant::now()));
+        if !connection.is_ready() {
+            return;
+        }
+        let mut idle = lock(&self.idle);
+        idle.connections.push_back((connection, Instant::now()));
+        if !idle.is_watched
+            && let Ok(runtime) = runtime::handle()
+        {
+            idle.is_watched = true;
+            runtime.spawn(close_old(Arc::downgrade(&self.idle)));
         }
     }
 
@@ -131,16 +235,12 @@ impl Pool {
         let mut extras = Extensions::new();
         socket.connected().get_extras(&mut extras);
         let peer = extras.get::<HttpInfo>().map(HttpInfo::remote_addr);
-        let (sender, driver) = http1::handshake(socket).await?;
+        let (sender, driver) = http1::handshake(Socket { inner: socket, n_reads: 0 }).await?;
         Ok(Connection {
             sender,
             driver: Some(Box::pin(driver)),
             is_loopback: peer.map(|peer: SocketAddr| is_loopback(peer.ip())),
             timer: None,
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Connection, Instant)>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

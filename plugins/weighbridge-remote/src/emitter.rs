@@ -26,6 +26,22 @@ enum Channel {
     ToolArgs(usize),
 }
 
+/// What came on a channel, and how much of it was pushed: an end that may be the beginning of the
+/// key waits for what follows on the same channel.
+#[derive(Debug, Default)]
+struct Collected {
+    text: String,
+    n_pushed: usize,
+}
+
+impl Collected {
+    /// What the sink was shown.
+    fn shown(mut self) -> String {
+        self.text.truncate(self.n_pushed);
+        self.text
+    }
+}
+
 /// The one way from a wire to the sink.
 pub(crate) struct Emitter<'a> {
     sink: &'a mut dyn EventSink,
@@ -36,12 +52,11 @@ pub(crate) struct Emitter<'a> {
     is_stopped: bool,
     has_content: bool,
     pub(crate) effective: EffectiveParams,
-    text: String,
-    reasoning: String,
+    text: Collected,
+    reasoning: Collected,
+    /// Without their arguments.
     tool_calls: Vec<ToolCall>,
-    /// The channel that was written last, and how much of it was pushed: an end that may be the
-    /// beginning of the key waits for what follows.
-    open: (Channel, usize),
+    tool_args: Vec<Collected>,
     opaque: Vec<(String, Value)>,
     logprobs: Vec<TokenLogprob>,
     usage: Usage,
@@ -63,10 +78,10 @@ impl<'a> Emitter<'a> {
             is_stopped: false,
             has_content: false,
             effective: EffectiveParams::default(),
-            text: String::new(),
-            reasoning: String::new(),
+            text: Collected::default(),
+            reasoning: Collected::default(),
             tool_calls: Vec::new(),
-            open: (Channel::Text, 0),
+            tool_args: Vec::new(),
             opaque: Vec::new(),
             logprobs: Vec::new(),
             usage: Usage::default(),
@@ -89,11 +104,11 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn collected_text(&self) -> &str {
-        &self.text
+        &self.text.text
     }
 
     pub(crate) fn has_reasoning(&self) -> bool {
-        !self.reasoning.is_empty()
+        !self.reasoning.text.is_empty()
     }
 
     pub(crate) fn collected_usage(&self) -> &Usage {
@@ -132,12 +147,12 @@ impl<'a> Emitter<'a> {
         if self.is_stopped {
             return;
         }
-        self.release();
         self.note_content();
         let index = self.tool_calls.len();
         let (id, name) = (self.redactor.redact(id), self.redactor.redact(name));
         self.push(Event::ToolStart { index, id: id.as_str().into(), name: name.as_str().into() });
         self.tool_calls.push(ToolCall::new(id, name, ""));
+        self.tool_args.push(Collected::default());
     }
 
     pub(crate) fn tool_args(&mut self, index: usize, fragment: &str) {
@@ -147,17 +162,30 @@ impl<'a> Emitter<'a> {
     }
 
     pub(crate) fn tool_end(&mut self, index: usize) {
-        self.release();
+        if index < self.tool_calls.len() {
+            self.release(Channel::ToolArgs(index));
+        }
         if !self.is_stopped {
             self.push(Event::ToolEnd { index });
         }
     }
 
-    pub(crate) fn tokens(&mut self, tokens: Vec<TokenLogprob>) {
+    pub(crate) fn tokens(&mut self, mut tokens: Vec<TokenLogprob>) {
         if self.is_stopped || tokens.is_empty() {
             return;
         }
         self.has_content = true;
+        if self.redactor.guards_content() {
+            for token in &mut tokens {
+                let tops = token.top.iter_mut().map(|top| &mut top.bytes);
+                for bytes in tops.chain([&mut token.bytes]) {
+                    let clean = str::from_utf8(bytes).ok().and_then(|t| self.redactor.redacted(t));
+                    if let Some(clean) = clean {
+                        *bytes = clean.into_bytes();
+                    }
+                }
+            }
+        }
         self.push(Event::Tokens(Cow::Borrowed(&tokens)));
         self.logprobs.extend(tokens);
     }
@@ -213,7 +241,14 @@ impl<'a> Emitter<'a> {
         is_streamed: bool,
         asks_logprobs: bool,
     ) -> Completion {
-        self.release();
+        self.release(Channel::Reasoning);
+        self.release(Channel::Text);
+        for index in 0..self.tool_calls.len() {
+            self.release(Channel::ToolArgs(index));
+        }
+        for (call, arguments) in self.tool_calls.iter_mut().zip(self.tool_args) {
+            call.arguments = arguments.shown();
+        }
         let mut timings = Timings::total(self.submitted.elapsed());
         timings.queue = Some(queue);
         if is_streamed {
@@ -221,10 +256,10 @@ impl<'a> Emitter<'a> {
             timings.decode =
                 self.first_content.zip(self.last_content).map(|(first, last)| last - first);
         }
-        let mut completion = Completion::new(self.text, ending.stop_reason);
+        let mut completion = Completion::new(self.text.shown(), ending.stop_reason);
         completion.raw_stop_reason =
             ending.raw.map(|raw| self.redactor.redacted(&raw).unwrap_or(raw));
-        completion.reasoning = self.reasoning;
+        completion.reasoning = self.reasoning.shown();
         completion.tool_calls = self.tool_calls;
         completion.opaque = self.opaque;
         completion.usage = self.usage;
@@ -241,58 +276,51 @@ impl<'a> Emitter<'a> {
             return;
         }
         self.note_content();
-        if self.open.0 != channel {
-            self.release();
-            self.open = (channel, self.collected(channel).len());
-        }
-        let (redactor, n_pushed) = (self.redactor, self.open.1);
-        let collected = self.collected(channel);
+        let redactor = self.redactor;
+        let Collected { text: collected, n_pushed } = self.collected(channel);
         collected.push_str(text);
         if !redactor.guards_content() {
-            return self.release();
+            return self.release(channel);
         }
-        let clean = redactor.redacted(&collected[n_pushed..]);
+        let clean = redactor.redacted(&collected[*n_pushed..]);
         if let Some(clean) = &clean {
-            collected.replace_range(n_pushed.., clean);
+            collected.replace_range(*n_pushed.., clean);
         }
-        let n_ready = collected.len() - redactor.n_open(&collected[n_pushed..]);
-        self.push_until(n_ready);
+        let n_ready = collected.len() - redactor.n_open(&collected[*n_pushed..]);
+        self.push_until(channel, n_ready);
         if clean.is_some() {
             self.warning("key_redacted: the answer held the key, which was taken out");
         }
     }
 
     /// Pushes what waited for more.
-    fn release(&mut self) {
-        let n_ready = self.collected(self.open.0).len();
-        self.push_until(n_ready);
+    fn release(&mut self, channel: Channel) {
+        let n_ready = self.collected(channel).text.len();
+        self.push_until(channel, n_ready);
     }
 
-    fn push_until(&mut self, n_ready: usize) {
-        let (channel, n_pushed) = self.open;
-        if self.is_stopped || n_ready == n_pushed {
+    fn push_until(&mut self, channel: Channel, n_ready: usize) {
+        let is_stopped = self.is_stopped;
+        let collected = self.collected(channel);
+        if is_stopped || n_ready == collected.n_pushed {
             return;
         }
-        self.open.1 = n_ready;
-        let mut collected = std::mem::take(self.collected(channel));
-        let ready = Cow::Borrowed(&collected[n_pushed..n_ready]);
+        let n_pushed = std::mem::replace(&mut collected.n_pushed, n_ready);
+        let text = std::mem::take(&mut collected.text);
+        let ready = Cow::Borrowed(&text[n_pushed..n_ready]);
         self.push(match channel {
             Channel::Text => Event::Text(ready),
             Channel::Reasoning => Event::Reasoning(ready),
             Channel::ToolArgs(index) => Event::ToolArgs { index, fragment: ready },
         });
-        if self.is_stopped {
-            // What the sink was not shown is no part of the answer.
-            collected.truncate(n_ready);
-        }
-        *self.collected(channel) = collected;
+        self.collected(channel).text = text;
     }
 
-    fn collected(&mut self, channel: Channel) -> &mut String {
+    fn collected(&mut self, channel: Channel) -> &mut Collected {
         match channel {
             Channel::Text => &mut self.text,
             Channel::Reasoning => &mut self.reasoning,
-            Channel::ToolArgs(index) => &mut self.tool_calls[index].arguments,
+            Channel::ToolArgs(index) => &mut self.tool_args[index],
         }
     }
 

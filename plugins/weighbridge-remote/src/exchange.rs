@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -15,7 +15,7 @@ use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use hyper::{Request, Response};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 use weighbridge_core::{Error, ErrorKind, Result};
 
 use crate::connection::Connection;
@@ -143,6 +143,8 @@ impl Exchange {
             // Data after the end of an answer: the connection is dropped, not reused.
             Poll::Ready(Some(_)) => {}
             Poll::Pending => {
+                // Now, as the caller may look into the ledger as soon as it has the answer.
+                self.enter();
                 let deadline = Deadline::after(Instant::now(), DRAIN, "drain");
                 let drain = async move {
                     if let Ok(None) = self.frame(deadline).await {
@@ -174,7 +176,10 @@ impl Exchange {
                 Ok(response) => break response,
                 Err(mut error) => match error.take_message() {
                     // Nothing of it was sent: the server had closed the idle connection.
-                    Some(request) if is_used => self.request = Some(request),
+                    Some(request) if is_used => {
+                        self.request = Some(request);
+                        self.n_sent = 0;
+                    }
                     _ => return Err(self.http.send_error(error.error())),
                 },
             }
@@ -277,6 +282,11 @@ impl Exchange {
 
     /// The error of a deadline that passed.
     fn poll_deadline(&mut self, deadline: Deadline, cx: &mut Context<'_>) -> Poll<Error> {
+        // A timer is not ready for a task that has used up its turn, as one that always finds
+        // something to read has.
+        if Instant::now() >= deadline.at {
+            return Poll::Ready(self.http.timed_out(deadline, self.start));
+        }
         let timer = match &mut self.timer {
             Some(timer) => timer,
             None => {
@@ -284,18 +294,19 @@ impl Exchange {
                     Ok(runtime) => runtime.enter(),
                     Err(error) => return Poll::Ready(error),
                 };
-                self.timer.insert(Box::pin(sleep_until(deadline.at)))
+                self.timer.insert(Box::pin(sleep_until(deadline.at.into())))
             }
         };
         // One that fires too early is set again then: calls rarely wait that long.
-        if timer.deadline() > deadline.at {
-            timer.as_mut().reset(deadline.at);
+        let at = deadline.at.into();
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
         }
         while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= deadline.at {
+            if timer.deadline() >= at {
                 return Poll::Ready(self.http.timed_out(deadline, self.start));
             }
-            timer.as_mut().reset(deadline.at);
+            timer.as_mut().reset(at);
         }
         Poll::Pending
     }

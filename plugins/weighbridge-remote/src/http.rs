@@ -6,16 +6,16 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue,
-    USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::{Method, Request, Uri};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use url::Position;
 use weighbridge_core::{Egress, EgressEntry, Error, ErrorKind, Result, Secret};
 
@@ -179,6 +179,7 @@ impl Http {
         };
         let (content_type, body) = call.body.unzip();
         let body = Bytes::from(body.unwrap_or_default());
+        let is_empty_post = call.method == Method::POST && body.is_empty();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = call.method;
         *request.uri_mut() = target;
@@ -196,6 +197,10 @@ impl Http {
             None => {
                 headers.remove(CONTENT_TYPE);
             }
+        }
+        if is_empty_post {
+            // Hyper leaves it out, and some servers refuse a POST without it (411).
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         Ok(Exchange::new(Arc::clone(self), request, limits))
     }

@@ -12,6 +12,8 @@ pub(crate) const MAX_EXCERPT_BYTES: usize = 4 << 10;
 
 /// A key below this can be guessed, so it guards nothing.
 const MIN_GUARDED_CHARS: usize = 16;
+/// How long a character of a key is at most in any of its forms: four bytes in hexadecimal.
+const MAX_FORM_BYTES: usize = 8;
 /// What stands where a key stood.
 const REDACTED: &str = "[redacted]";
 
@@ -93,18 +95,23 @@ impl Redactor {
                 clean = Some(text.replace(encoding.as_str(), REDACTED));
             }
         }
-        let mut from = 0;
-        loop {
-            let text = clean.as_deref().unwrap_or(text);
-            let found =
-                self.starts(text, from).find_map(|start| match self.spelled(text, start, 0) {
-                    Seen::Whole(end) => Some((start, end)),
-                    Seen::Open | Seen::Not => None,
-                });
-            let Some((start, end)) = found else { return clean };
-            clean = Some([&text[..start], REDACTED, &text[end..]].concat());
-            from = start + REDACTED.len();
+        self.without_spelled(clean.as_deref().unwrap_or(text)).or(clean)
+    }
+
+    /// The text without the key in characters; `None` if it does not hold it.
+    fn without_spelled(&self, text: &str) -> Option<String> {
+        let mut clean = String::new();
+        let mut n_read = 0;
+        for start in self.starts(text) {
+            if start >= n_read
+                && let Seen::Whole(end) = self.spelled(text, start, 0)
+            {
+                clean.push_str(&text[n_read..start]);
+                clean.push_str(REDACTED);
+                n_read = end;
+            }
         }
+        (n_read > 0).then(|| clean + &text[n_read..])
     }
 
     /// How many bytes at the end of a text may be the beginning of the key in one of its forms.
@@ -114,13 +121,13 @@ impl Redactor {
             let from = bytes.len().saturating_sub(encoding.len() - 1);
             (from..bytes.len()).find(|&i| encoding.as_bytes().starts_with(&bytes[i..]))
         });
-        let spelled = self.starts(text, 0).find(|&i| self.spelled(text, i, 0) == Seen::Open);
+        let spelled = self.starts(text).find(|&i| self.spelled(text, i, 0) == Seen::Open);
         encoded.chain(spelled).min().map_or(0, |start| bytes.len() - start)
     }
 
     /// Where the key could begin.
-    fn starts<'a>(&'a self, text: &'a str, from: usize) -> impl Iterator<Item = usize> + 'a {
-        (from..text.len()).filter(|&i| self.first_bytes.contains(&text.as_bytes()[i]))
+    fn starts<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+        (0..text.len()).filter(|&i| self.first_bytes.contains(&text.as_bytes()[i]))
     }
 
     /// Reads the key's characters from the `i`-th on, with line breaks between them.
@@ -181,15 +188,18 @@ impl Redactor {
 
     /// An excerpt for an error: redacted before it is cut, so that no half of a key is left.
     pub(crate) fn excerpt(&self, text: &str, max_bytes: usize) -> String {
-        let text = escape(&self.redact(text));
-        if text.len() <= max_bytes {
-            return text;
+        // Texts may be long, and no form needs more bytes but for line breaks.
+        let n_key = MAX_FORM_BYTES * self.spellings.len();
+        let near = &text[..text.floor_char_boundary(max_bytes + n_key)];
+        let mut shown = self.redact(near);
+        if near.len() < text.len() {
+            shown.truncate(shown.len() - self.n_open(&shown));
         }
-        let mut end = max_bytes;
-        while !text.is_char_boundary(end) {
-            end -= 1;
+        let shown = escape(&shown);
+        if near.len() == text.len() && shown.len() <= max_bytes {
+            return shown;
         }
-        format!("{}…", &text[..end])
+        format!("{}…", &shown[..shown.floor_char_boundary(max_bytes)])
     }
 
     /// The same error without the key in its message, its context or its causes.
@@ -329,6 +339,36 @@ mod tests {
         }
         assert_eq!(redactor.excerpt("12345 sk-ca/na+ry\"1", 10), "12345 [red…");
         assert!(!format!("{redactor:?}").contains("sk-"));
+    }
+
+    #[test]
+    fn every_occurrence_is_taken_out() {
+        let redactor = Redactor::new(&Secret::new("sk-canary"));
+        let (n, hex) = (20_000, "736b2d63616e617279");
+        let text = format!("ü sk-canary, sk-%63anary; {hex}sk-canary").repeat(n);
+        let expected = "ü [redacted], [redacted]; [redacted][redacted]".repeat(n);
+        assert_eq!(redactor.redact(&text), expected);
+        assert_eq!(redactor.redacted(&"sk-canar ".repeat(n)), None);
+    }
+
+    #[test]
+    fn an_excerpt_of_a_long_text_shows_no_beginning_of_a_key() {
+        let key = "sk-ca/na+ry\"1";
+        let redactor = Redactor::new(&Secret::new(key));
+        let broken = key.replace("/", &format!("/{}", " \n".repeat(1000)));
+        let hex: String = key.bytes().map(|b| format!("{b:02x}")).collect();
+        for form in [key, &broken, &hex, &STANDARD.encode(key)] {
+            // Before, at and beyond the cut.
+            for n_before in 0..300 {
+                let text = format!("{}{form}{}", "ä".repeat(n_before), "z".repeat(1000));
+                let shown = redactor.excerpt(&text, 40);
+                let all = format!("{}[redacted]{}", "ä".repeat(n_before), "z".repeat(1000));
+                // Where the key may go on for long, nothing of it is shown at all.
+                let whole = format!("{}…", &all[..all.floor_char_boundary(40)]);
+                let before = format!("{}…", "ä".repeat(n_before));
+                assert!(shown == whole || shown == before, "{n_before} {form}: {shown}");
+            }
+        }
     }
 
     #[test]

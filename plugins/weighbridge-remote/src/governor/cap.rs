@@ -13,7 +13,8 @@ pub(super) struct PerMinute {
     limit: u64,
     /// Number of the call, when it was admitted, and what it took; oldest first.
     taken: VecDeque<(u64, Instant, u64)>,
-    sum: u64,
+    /// Wide, as a server may tell any count.
+    sum: u128,
 }
 
 impl PerMinute {
@@ -31,16 +32,16 @@ impl PerMinute {
         while let Some((_, at, n)) = self.taken.front()
             && *at + MINUTE <= now
         {
-            self.sum -= n;
+            self.sum -= u128::from(*n);
             self.taken.pop_front();
         }
-        let too_many = (self.sum + amount).saturating_sub(self.limit);
+        let too_many = (self.sum + u128::from(amount)).saturating_sub(self.limit.into());
         if too_many == 0 || self.sum == 0 {
             return None;
         }
         let mut n_freed = 0;
         let enough = self.taken.iter().find(|(_, _, n)| {
-            n_freed += n;
+            n_freed += u128::from(*n);
             n_freed >= too_many
         });
         enough.or(self.taken.back()).map(|(_, at, _)| *at + MINUTE)
@@ -49,13 +50,13 @@ impl PerMinute {
     /// Call `number` takes `amount`.
     pub(super) fn take(&mut self, number: u64, amount: u64, now: Instant) {
         self.taken.push_back((number, now, amount));
-        self.sum += amount;
+        self.sum += u128::from(amount);
     }
 
     /// Call `number` really took `amount`.
     pub(super) fn correct(&mut self, number: u64, amount: u64) {
         if let Ok(idx) = self.taken.binary_search_by_key(&number, |taken| taken.0) {
-            self.sum = self.sum - self.taken[idx].2 + amount;
+            self.sum = self.sum - u128::from(self.taken[idx].2) + u128::from(amount);
             self.taken[idx].2 = amount;
         }
     }
@@ -90,6 +91,20 @@ mod tests {
         cap.correct(8, 100);
         assert_eq!(cap.full_until(7, now), None);
         assert!(cap.full_until(8, now).is_some());
+    }
+
+    #[test]
+    fn any_count_that_a_server_tells_is_counted() {
+        let now = Instant::now();
+        let mut cap = PerMinute::new(10);
+        for number in 0..3 {
+            cap.take(number, 1, now);
+            cap.correct(number, u64::MAX);
+        }
+        for amount in [0, 1, u64::MAX] {
+            assert_eq!(cap.full_until(amount, now), Some(now + MINUTE));
+        }
+        assert_eq!(cap.full_until(u64::MAX, now + MINUTE), None);
     }
 
     proptest! {

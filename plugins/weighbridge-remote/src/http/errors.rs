@@ -1,9 +1,9 @@
 //! What a call's failures on the way are called, and what to do about them.
 
 use std::error::Error as StdError;
+use std::time::Instant;
 
 use rustls::AlertDescription;
-use tokio::time::Instant;
 use weighbridge_core::{Error, ErrorKind, Retry};
 
 use super::{Deadline, Http};

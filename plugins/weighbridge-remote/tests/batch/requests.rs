@@ -22,6 +22,8 @@ fn every_route_with_its_body() {
             .iter()
             .map(|request| {
                 let line = request.head.lines().next().unwrap().trim_end_matches(" HTTP/1.1");
+                let length = line.starts_with("POST").then(|| request.body.len().to_string());
+                assert_eq!(request.header("content-length"), length.as_deref(), "{line}");
                 let keys = ["authorization", "x-api-key", "x-goog-api-key"];
                 let key = keys.iter().filter_map(|name| {
                     let value = request.header(name)?;

@@ -309,7 +309,7 @@ mod checks {
         let stripped = vec![answer("200 OK", "content-type: text/plain\r\n", wire.whole("Hi"))];
         assert_eq!(wire.outcome(stripped), Outcome::Transport, "{wire:?}: type taken away");
         let buffered = [vec![Act::Wait(Duration::from_secs(5))], whole(wire)].concat();
-        let options = json!({"first_byte_timeout_s": 0.2});
+        let options = json!({"first_byte_timeout_s": 1});
         let result = wire.ask_with(buffered, options);
         assert_eq!(Outcome::of(&result), Outcome::Deadline, "{wire:?}: held back");
     }

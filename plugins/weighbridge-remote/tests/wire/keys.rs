@@ -118,6 +118,41 @@ fn row_83_a_key_in_an_answer_is_taken_out_wherever_it_is_cut() {
 }
 
 #[test]
+fn row_83_a_key_is_taken_out_though_something_else_comes_in_its_middle() {
+    let (first, rest) = CANARY.split_at(9);
+    let call = json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]});
+    let (content, reasoning) = (|s| json!({"content": s}), |s| json!({"reasoning_content": s}));
+    for other in [reasoning("so"), call] {
+        let player = deltas(&[content(first), other.clone(), content(rest), content(" s")]);
+        let (pushed, completion) = pushed(&player);
+        assert_eq!(completion.text, "[redacted] s", "{other}");
+        assert_eq!(pushed[0], completion.text);
+        assert_eq!(pushed[1], completion.reasoning);
+    }
+    let player = deltas(&[reasoning(first), content("a"), reasoning(rest), content("s")]);
+    let (pushed, completion) = pushed(&player);
+    assert_eq!((completion.reasoning.as_str(), completion.text.as_str()), ("[redacted]", "as"));
+    assert_eq!((&pushed[1], &pushed[0]), (&completion.reasoning, &completion.text));
+}
+
+#[test]
+fn row_83_a_token_shows_no_key() {
+    let token = |text: &str| json!({"token": text, "bytes": text.as_bytes(), "logprob": -1.0});
+    let mut entry = token(CANARY);
+    entry["top_logprobs"] = json!([token(CANARY), token("a")]);
+    let body = json!({"choices": [{"index": 0, "finish_reason": "stop",
+        "message": {"content": CANARY}, "logprobs": {"content": [entry]}}]});
+    let player = Player::one(vec![json_answer("200 OK", &body.to_string())]);
+    let mut request = Request::user("Hi");
+    request.logprobs = Some(2);
+    let completion = open(&player, json!({})).complete_blocking(&request).unwrap();
+    let token = &completion.logprobs.unwrap()[0];
+    assert_eq!(token.bytes, b"[redacted]");
+    assert_eq!(token.top[0].bytes, b"[redacted]");
+    assert_eq!(token.top[1].bytes, b"a");
+}
+
+#[test]
 fn what_only_begins_like_a_key_is_the_models_own() {
     for text in ["task", "risks", "sk-", &CANARY[..CANARY.len() - 1], "sk-sk-sk-canary/", "c2st"] {
         let parts: Vec<_> = text.chars().map(|c| json!({"content": c.to_string()})).collect();

@@ -5,9 +5,12 @@
 //! here.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::ChatAnswer;
@@ -28,7 +31,7 @@ struct Plain<'a> {
     service_tier: Option<Text<'a>>,
     #[serde(rename = "obfuscation")]
     _obfuscation: Option<Text<'a>>,
-    choices: Vec<Choice<'a>>,
+    choices: Vec<Object<Choice<'a>>>,
     usage: Option<Value>,
     error: Option<IgnoredAny>,
 }
@@ -38,7 +41,7 @@ struct Plain<'a> {
 struct Choice<'a> {
     index: Option<u64>,
     #[serde(borrow, alias = "message")]
-    delta: Message<'a>,
+    delta: Object<Message<'a>>,
     finish_reason: Option<Text<'a>>,
     logprobs: Option<IgnoredAny>,
 }
@@ -56,6 +59,30 @@ struct Message<'a> {
     function_call: Option<IgnoredAny>,
 }
 
+/// A thing with names. What serde derives would also take a list of its values.
+#[derive(Debug)]
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
 /// A text, which is copied only where it holds escapes.
 #[derive(Debug, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -64,13 +91,15 @@ impl Plain<'_> {
     /// What a message's form does not tell.
     fn is_plain(&self) -> bool {
         let is_error = text(&self.object) == "error" || self.error.is_some();
-        !is_error && self.choices.len() <= 1 && self.choices.iter().all(Choice::is_plain)
+        !is_error
+            && self.choices.len() <= 1
+            && self.choices.iter().all(|choice| choice.0.is_plain())
     }
 }
 
 impl Choice<'_> {
     fn is_plain(&self) -> bool {
-        let Message { refusal, tool_calls, function_call, .. } = &self.delta;
+        let Message { refusal, tool_calls, function_call, .. } = &self.delta.0;
         let parts = [&self.logprobs, refusal, tool_calls, function_call];
         parts.iter().all(|part| part.is_none())
             && self.index.unwrap_or(0) == 0
@@ -105,7 +134,7 @@ impl ChatAnswer {
                 out.told(name, value.into_owned().into());
             }
         }
-        for Choice { delta, finish_reason, .. } in plain.choices {
+        for Object(Choice { delta: Object(delta), finish_reason, .. }) in plain.choices {
             self.choices.entry(0).or_default();
             let reasoning = match text(&delta.reasoning_content) {
                 "" => text(&delta.reasoning),
@@ -126,7 +155,8 @@ impl ChatAnswer {
 }
 
 fn read(json: &str) -> Option<Plain<'_>> {
-    serde_json::from_str::<Plain<'_>>(json).ok().filter(Plain::is_plain)
+    let Object(plain) = serde_json::from_str::<Object<Plain<'_>>>(json).ok()?;
+    plain.is_plain().then_some(plain)
 }
 
 fn text<'a>(text: &'a Option<Text<'_>>) -> &'a str {
@@ -176,6 +206,10 @@ mod tests {
         (events, n_plain)
     }
 
+    /// The values of a message and of a choice without their names.
+    const LIST_MESSAGE: &str = r#"["assistant","x",null,null,null,null,null]"#;
+    const LIST_CHOICE: &str = r#"[0,{"content":"x"},"stop",null]"#;
+
     fn field(name: &'static str, values: &[&'static str]) -> impl Strategy<Value = String> {
         let values: Vec<_> = values.iter().map(|value| format!("\"{name}\":{value},")).collect();
         prop_oneof![3 => Just(String::new()), 5 => proptest::sample::select(values)]
@@ -191,9 +225,10 @@ mod tests {
             field("tool_calls", &["null", "[]", "[{\"id\":\"c\",\"function\":{\"name\":\"f\"}}]"]),
             field("new", &["null", "1"]),
         );
-        fields.prop_map(|(a, b, c, d, e, f, g)| {
+        let object = fields.prop_map(|(a, b, c, d, e, f, g)| {
             format!("{{{}}}", [a, b, c, d, e, f, g].concat().trim_end_matches(','))
-        })
+        });
+        prop_oneof![9 => object, 1 => Just(LIST_MESSAGE.to_owned())]
     }
 
     fn choices() -> impl Strategy<Value = String> {
@@ -208,10 +243,11 @@ mod tests {
             field("logprobs", &["null", "null", "{\"content\":[]}"]),
             field("new", &["null", "2"]),
         );
-        let choice = choice.prop_map(|(index, name, message, reason, logprobs, new)| {
+        let object = choice.prop_map(|(index, name, message, reason, logprobs, new)| {
             let rest = [index, reason, logprobs, new].concat();
             format!("{{{rest}\"{name}\":{message}}}")
         });
+        let choice = prop_oneof![9 => object, 1 => Just(LIST_CHOICE.to_owned())];
         proptest::collection::vec(choice, 0..3).prop_map(|choices| choices.join(","))
     }
 
@@ -270,6 +306,15 @@ mod tests {
             "[DONE]",
         ] {
             assert!(read(chunk).is_none(), "{chunk}");
+        }
+        for chunk in [
+            format!(r#"{{"choices":[{LIST_CHOICE}]}}"#),
+            format!(r#"{{"choices":[{{"delta":{LIST_MESSAGE},"finish_reason":"stop"}}]}}"#),
+            r#"[null,null,null,null,null,null,null,null,[],null,null]"#.to_owned(),
+        ] {
+            assert!(read(&chunk).is_none(), "{chunk}");
+            let chunk = [chunk];
+            assert_eq!(seen(&chunk, true), seen(&chunk, false));
         }
         assert!(read(r#"{"choices":[]}"#).is_some());
     }
