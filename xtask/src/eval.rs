@@ -86,7 +86,7 @@ fn build(has_llama_cpp: bool) -> Result<PathBuf, String> {
         command.args(["--features", "llama-cpp"]);
         "Rust, a C++ compiler, cmake and libclang"
     } else {
-        "Rust and a C linker, nothing else"
+        "Rust and a C compiler (`cc`, which also links)"
     };
     shell::run(&mut command).map_err(|e| format!("{e}; building needs {needs}"))?;
     Ok(target.join("release").join(format!("weighbridge{}", std::env::consts::EXE_SUFFIX)))

@@ -19,7 +19,7 @@ Usage: cargo xtask TASK
   eval SUITE [ARG …]   any suite; the arguments are those of `weighbridge eval`
   eval --data FILE …   your own data: looks for models on this machine, shows the plan, asks
   test [--full]        all tests; --full makes some run for minutes, sets up programs of others that
-                       judge ours (Python 3.10, Node.js 20), keeps the result in docs/test-full.json
+                       judge ours (cargo-nextest, Python 3.10, Node.js 20); result: docs/test-full.json
   bench engines        speed of the local engines; --peers builds llama.cpp's programs and measures
                        them in turns, --peers-dir DIR takes built ones; --only, --rounds, --quick
   bench remote         what the client of remote models costs, in turns with wrk and a bare hyper

@@ -133,7 +133,8 @@ impl Options {
                      false",
                 ),
             );
-            let what = "request field for the token limit; default max_tokens";
+            let what = "request field for the token limit; default max_completion_tokens for vllm \
+                        and openrouter, else max_tokens";
             add(
                 "max_tokens_field",
                 json!({"enum": ["max_tokens", "max_completion_tokens"], "description": what}),

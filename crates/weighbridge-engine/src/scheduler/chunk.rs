@@ -40,7 +40,7 @@ impl ChunkSize {
     pub(crate) fn share(&self, n_tokens: usize, latency: Duration) -> usize {
         let most = self.size(latency);
         let share = |most: usize| n_tokens.div_ceil(n_tokens.div_ceil(most));
-        // To the nearest tile: up to an eighth more than was aimed at is still below the latency.
+        // To the nearest tile: up to a seventh more than was aimed at is still below the latency.
         let tiled = ((most + TILE / 2) / TILE * TILE).min(self.max);
         match n_tokens {
             _ if n_tokens <= most => n_tokens,

@@ -123,7 +123,11 @@ impl Scheduler {
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|(_, unit)| unit.sequence.is_decoding());
         prompts.sort_by_key(|(_, unit)| unit.call);
-        let mut n_left = self.chunk.share(n_tokens - decoding.len(), latency);
+        // Beside decoding sequences each feed is as full as it may be: each costs them a step.
+        let mut n_left = match decoding.is_empty() {
+            true => self.chunk.share(n_tokens, latency),
+            false => self.chunk.size(latency),
+        };
         let mut prompts = prompts.into_iter();
         if !first.sequence.is_decoding()
             && let Some((idx, unit)) = prompts.next()

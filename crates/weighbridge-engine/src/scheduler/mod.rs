@@ -10,7 +10,8 @@
 //!   one prompt; with `One` sequences take turns. How many run together is measured
 //!   ([`width`]).
 //! - **Chunks** of prompts begin small and grow or shrink so that a feed stays below the promised cancel
-//!   latency, and below a shorter one while other sequences decode.
+//!   latency, and below a shorter one while other sequences decode. Where none decodes,
+//!   prompts that take several are cut into chunks of about one size, large ones of whole tiles of 64.
 //! - **Prefix cache.** Slots keep their tokens after their sequence has ended, and a radix tree
 //!   ([`prefix`]) knows all of them. A new sequence begins with the longest beginning of it that any slot
 //!   has: by a fork, or by taking an idle slot over. A sequence whose beginning is being fed for another
