@@ -193,3 +193,32 @@ fn row_83_what_a_server_says_beside_the_answer_shows_no_key() {
     assert!(!shown.contains("canary"), "{shown}");
     assert!(shown.contains("[redacted]"), "{shown}");
 }
+
+/// Programs unwrap, and print what they hold.
+#[test]
+fn a_panic_shows_no_key() {
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    use std::sync::Mutex;
+
+    let heard = Arc::new(Mutex::new(String::new()));
+    let ear = Arc::clone(&heard);
+    let usual = take_hook();
+    set_hook(Box::new(move |panic| ear.lock().unwrap().push_str(&format!("{panic}\n"))));
+    for vendor in [Vendor::Anthropic, Vendor::OpenAi, Vendor::Gemini, Vendor::OpenRouter] {
+        // A server that repeats the key it got.
+        let echo = format!(r#"{{"error":{{"message":"no such key: {CANARY}-OTHER_KEY"}}}}"#);
+        let player = Player::one(vec![json_answer("401 Unauthorized", &echo)]);
+        let backend = open_vendor(vendor, &player, json!({"api_key_env": "OTHER_KEY"}));
+        let panics: [&dyn Fn(); 2] = [
+            &|| drop(backend.complete_blocking(&Request::user("Hi").with_max_tokens(5)).unwrap()),
+            &|| panic!("{backend:?} {:#?}", backend.card()),
+        ];
+        for panics in panics {
+            catch_unwind(AssertUnwindSafe(panics)).unwrap_err();
+        }
+    }
+    set_hook(usual);
+    let heard = heard.lock().unwrap();
+    assert_eq!(heard.matches("[redacted]").count(), 4, "{heard}");
+    assert!(!heard.contains("canary"), "{heard}");
+}
