@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use pulp::Arch;
 use weighbridge_core::Result;
-use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
+use weighbridge_models::decoder::DecoderConfig;
 
 use crate::attention::{Heads, Queries, attend};
 use crate::cache::{Cache, CacheShape};
-use crate::feed_forward::FeedForward;
+use crate::layer::{Layer, head};
 use crate::linear::Linear;
 use crate::ops::{RmsNorm, add, rotate, soft_cap};
 use crate::product::in_pool;
 use crate::rope::Rope;
-use crate::weights::{Matrix, Reader, Table};
+use crate::weights::{Reader, Table};
 
 /// Most values of logits computed at once: rows of a large vocabulary are given out in blocks.
 const MAX_LOGITS: usize = 1 << 22;
@@ -33,26 +33,11 @@ pub(crate) struct Decoder {
     /// Of layers with a window, where they have other positions.
     local_rope: Option<Rope>,
     embeddings: Table, // (vocab_size, hidden_size)
-    layers: Vec<Layer>,
+    layers: Vec<Layer<Linear, Vec<f32>>>,
     norm: Vec<f32>, // (hidden_size,)
     head: Linear,
     /// The machine's vector instructions.
     arch: Arch,
-}
-
-/// Weights of normalisations have the width of what they normalise.
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Option<Vec<f32>>,
-    qkv: Linear,
-    query_norm: Option<Vec<f32>>,
-    key_norm: Option<Vec<f32>>,
-    out: Linear,
-    attention_post_norm: Option<Vec<f32>>,
-    mlp_norm: Option<Vec<f32>>,
-    feed_forward: FeedForward,
-    mlp_post_norm: Option<Vec<f32>>,
-    window: Option<usize>,
 }
 
 /// New positions of one sequence within a batch.
@@ -78,56 +63,14 @@ impl Decoder {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
         };
-        let (hidden, naming) = (config.hidden_size, reader.naming());
-        let offset = if config.is_norm_offset { 1.0 } else { 0.0 };
-        let embedding = DecoderConfig::embedding_name(naming);
-        let embeddings = reader.table(&format!("{embedding}.weight"), hidden)?;
-        let mut layers = Vec::with_capacity(config.n_layers);
-        for (layer_idx, window) in config.windows.iter().enumerate() {
-            let parts = config.parts(layer_idx);
-            let norm = |part, reader: &mut Reader<'_>| {
-                if !parts.iter().any(|(known, ..)| *known == part) {
-                    return Ok(None);
-                }
-                let name = config.name(naming, layer_idx, part, 0);
-                let weight = reader.vector(&format!("{name}.weight"))?;
-                Ok(Some(weight.into_iter().map(|weight| weight + offset).collect()))
-            };
-            let (q, kv) = (heads.q_width(), heads.kv_width());
-            // llama.cpp rotates neighbours in files of this architecture.
-            let is_paired =
-                naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);
-            let paired_heads = is_paired.then_some(config.head_dim);
-            let matrix = |part, n_out| Matrix::new(config.name(naming, layer_idx, part, 0), n_out);
-            let qkv = if config.is_fused() {
-                vec![matrix(Part::QueryKeyValue, q + 2 * kv)]
-            } else {
-                vec![
-                    Matrix { paired_heads, ..matrix(Part::Query, q) },
-                    Matrix { paired_heads, ..matrix(Part::Key, kv) },
-                    matrix(Part::Value, kv),
-                ]
-            };
-            layers.push(Layer {
-                attention_norm: norm(Part::AttentionNorm, reader)?,
-                qkv: reader.linear(&qkv, hidden, config.has_qkv_bias)?,
-                query_norm: norm(Part::QueryNorm, reader)?,
-                key_norm: norm(Part::KeyNorm, reader)?,
-                out: reader.linear(&[matrix(Part::Output, hidden)], q, config.has_o_bias)?,
-                attention_post_norm: norm(Part::AttentionPostNorm, reader)?,
-                mlp_norm: norm(Part::MlpNorm, reader)?,
-                feed_forward: FeedForward::load(config, layer_idx, reader)?,
-                mlp_post_norm: norm(Part::MlpPostNorm, reader)?,
-                window: *window,
-            });
-        }
-        let norm = reader.vector(&format!("{}.weight", DecoderConfig::norm_name(naming)))?;
-        let head = if config.is_tied { embedding } else { DecoderConfig::head_name(naming) };
-        let head = Matrix::new(head.to_owned(), config.vocab_size);
-        let head = reader.linear(&[head], hidden, false)?;
+        let embedding = DecoderConfig::embedding_name(reader.naming());
+        let embeddings = reader.table(&format!("{embedding}.weight"), config.hidden_size)?;
+        let layers = (0..config.n_layers).map(|layer_idx| Layer::load(config, layer_idx, reader));
+        let layers = layers.collect::<Result<_>>()?;
+        let (norm, head) = head(config, reader)?;
         Ok(Self {
             heads,
-            hidden_size: hidden,
+            hidden_size: config.hidden_size,
             vocab_size: config.vocab_size,
             eps: config.rms_norm_eps as f32,
             embedding_scale: config.embedding_scale as f32,
@@ -138,7 +81,7 @@ impl Decoder {
             local_rope: config.local_rope.as_ref().map(|rope| Rope::new(rope, n_ctx)),
             embeddings,
             layers,
-            norm: norm.into_iter().map(|weight| weight + offset).collect(),
+            norm,
             head,
             arch: Arch::new(),
         })
@@ -224,7 +167,7 @@ impl Decoder {
     /// attend to, shape `(n_rows, n_heads · head_dim)`.
     fn attention(
         &self,
-        layer: &Layer,
+        layer: &Layer<Linear, Vec<f32>>,
         layer_idx: usize,
         parts: &[Segment<'_>],
         firsts: &[usize],

@@ -1,23 +1,13 @@
-//! The feed-forward half of a layer: one block, or experts that a router chooses.
+//! The feed-forward half of a layer, computed.
 
 use pulp::Arch;
 use weighbridge_core::Result;
-use weighbridge_models::decoder::{Activation, DecoderConfig, Naming, Part};
 
+use crate::layer::{Block, Experts, FeedForward};
 use crate::linear::Linear;
 use crate::ops::{GatedMul, softmax_of};
-use crate::weights::{Matrix, Reader};
 
-/// `down(activation(gate(x)) · up(x))`.
-#[derive(Debug)]
-pub(crate) struct Block {
-    gate_up: Linear,
-    down: Linear,
-    width: usize,
-    activation: Activation,
-}
-
-impl Block {
+impl Block<Linear> {
     /// The result for each row of `x`, lent with its stride.
     fn forward<R>(
         &self,
@@ -37,82 +27,7 @@ impl Block {
     }
 }
 
-/// Experts of a layer.
-#[derive(Debug)]
-pub(crate) struct Experts {
-    router: Linear,
-    blocks: Vec<Block>,
-    n_used: usize,
-    is_normalized: bool,
-    /// The block that all tokens use, and what weighs it.
-    shared: Option<(Linear, Block)>,
-}
-
-#[derive(Debug)]
-pub(crate) enum FeedForward {
-    Dense(Block),
-    Experts(Experts),
-}
-
-impl FeedForward {
-    pub(crate) fn load(
-        config: &DecoderConfig,
-        layer_idx: usize,
-        reader: &mut Reader<'_>,
-    ) -> Result<Self> {
-        let (hidden, naming) = (config.hidden_size, reader.naming());
-        let name = |part, expert_idx| config.name(naming, layer_idx, part, expert_idx);
-        let whole = |part, n_out| Matrix::new(name(part, 0), n_out);
-        let Some(experts) = config.experts.as_ref().filter(|experts| experts.layers[layer_idx])
-        else {
-            let inner = config.intermediate_size;
-            let gate_up = if config.is_fused() {
-                vec![whole(Part::GateUp, 2 * inner)]
-            } else {
-                vec![whole(Part::Gate, inner), whole(Part::Up, inner)]
-            };
-            let has_bias = config.has_mlp_bias;
-            return Ok(Self::Dense(Block {
-                gate_up: reader.linear(&gate_up, hidden, has_bias)?,
-                down: reader.linear(&[whole(Part::Down, hidden)], inner, has_bias)?,
-                width: inner,
-                activation: config.activation,
-            }));
-        };
-        let inner = experts.intermediate_size;
-        let router = reader.linear(&[whole(Part::Router, experts.n_experts)], hidden, false)?;
-        let mut blocks = Vec::with_capacity(experts.n_experts);
-        for expert_idx in 0..experts.n_experts {
-            let matrix = |part, n_out| Matrix {
-                first_row: if naming == Naming::Gguf { expert_idx * n_out } else { 0 },
-                ..Matrix::new(name(part, expert_idx), n_out)
-            };
-            let gate_up = [matrix(Part::ExpertGate, inner), matrix(Part::ExpertUp, inner)];
-            blocks.push(Block {
-                gate_up: reader.linear(&gate_up, hidden, false)?,
-                down: reader.linear(&[matrix(Part::ExpertDown, hidden)], inner, false)?,
-                width: inner,
-                activation: config.activation,
-            });
-        }
-        let shared = match experts.shared_intermediate_size {
-            None => None,
-            Some(inner) => {
-                let gate_up = [whole(Part::SharedGate, inner), whole(Part::SharedUp, inner)];
-                let block = Block {
-                    gate_up: reader.linear(&gate_up, hidden, false)?,
-                    down: reader.linear(&[whole(Part::SharedDown, hidden)], inner, false)?,
-                    width: inner,
-                    activation: config.activation,
-                };
-                let router = reader.linear(&[whole(Part::SharedRouter, 1)], hidden, false)?;
-                Some((router, block))
-            }
-        };
-        let (n_used, is_normalized) = (experts.n_used, experts.is_normalized);
-        Ok(Self::Experts(Experts { router, blocks, n_used, is_normalized, shared }))
-    }
-
+impl FeedForward<Linear> {
     /// Lends the result for each row of `x`, shape `(n_rows, width)`, with its stride.
     pub(crate) fn forward<R>(
         &self,
@@ -131,14 +46,16 @@ impl FeedForward {
     }
 }
 
-impl Experts {
+impl Experts<Linear> {
     fn forward(&self, arch: Arch, x: &[f32], width: usize) -> Result<Vec<f32>> {
         let n_experts = self.blocks.len();
         let mut uses = vec![Vec::new(); n_experts]; // of each expert: rows and weights
         let stride = self.router.stride();
         self.router.forward(x.to_vec(), |rows| {
             for (row_idx, row) in rows.chunks_exact(stride).enumerate() {
-                for (expert_idx, weight) in self.choice(arch, &row[..n_experts]) {
+                let mut weights = row[..n_experts].to_vec();
+                softmax_of(arch, &mut weights);
+                for (expert_idx, weight) in self.choice(&weights) {
                     uses[expert_idx].push((row_idx, weight));
                 }
             }
@@ -174,17 +91,5 @@ impl Experts {
             }
         })?;
         Ok(out)
-    }
-
-    /// The experts that a token uses, with their weights. Equal scores: the first expert.
-    fn choice(&self, arch: Arch, scores: &[f32]) -> Vec<(usize, f32)> {
-        let mut weights = scores.to_vec();
-        softmax_of(arch, &mut weights);
-        let mut order: Vec<usize> = (0..weights.len()).collect();
-        order.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]));
-        order.truncate(self.n_used);
-        let total: f32 = order.iter().map(|expert_idx| weights[*expert_idx]).sum();
-        let total = if self.is_normalized { total } else { 1.0 };
-        order.into_iter().map(|expert_idx| (expert_idx, weights[expert_idx] / total)).collect()
     }
 }

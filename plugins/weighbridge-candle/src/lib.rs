@@ -7,6 +7,7 @@ mod device;
 mod engine;
 mod feed_forward;
 mod files;
+mod layer;
 mod linear;
 mod loader;
 mod ops;

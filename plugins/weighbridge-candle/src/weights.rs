@@ -6,6 +6,7 @@ use weighbridge_models::decoder::Naming;
 use weighbridge_models::gguf::{GgmlType, Gguf};
 use weighbridge_models::safetensors::Dtype;
 
+use crate::layer::Load;
 use crate::linear::{Linear, Packed};
 use crate::product::PANEL;
 use crate::quant::{Codes, Form, append_values, is_known};
@@ -118,6 +119,28 @@ impl Matrix {
                 head * width + 2 * (i % (width / 2)) + i / (width / 2)
             }
         }
+    }
+}
+
+/// For the plugin's own decoder.
+impl Load for Reader<'_> {
+    type Linear = Linear;
+    type Norm = Vec<f32>;
+
+    fn naming(&self) -> Naming {
+        Reader::naming(self)
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        Reader::vector(self, name)
+    }
+
+    fn linear(&mut self, matrices: &[Matrix], n_in: usize, has_bias: bool) -> Result<Linear> {
+        Reader::linear(self, matrices, n_in, has_bias)
+    }
+
+    fn norm(&mut self, weight: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(weight)
     }
 }
 

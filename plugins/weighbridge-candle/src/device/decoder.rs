@@ -2,17 +2,17 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use weighbridge_core::Result;
-use weighbridge_models::decoder::{DecoderConfig, Family, Naming, Part};
+use weighbridge_models::decoder::{DecoderConfig, Naming};
 
 use super::attention::{Attention, MAX_SCORES, Masks, soft_cap};
 use super::cache::Cache;
-use super::feed_forward::FeedForward;
 use super::layers::{Linear, Norm, Rotation};
 use super::{Target, engine_error};
 use crate::attention::Heads;
 use crate::cache::CacheShape;
 use crate::decoder::Segment;
 use crate::engine::Sequences;
+use crate::layer::{Layer, Load, head};
 use crate::rope::Rope;
 use crate::weights::{Matrix, Reader, Table};
 
@@ -34,23 +34,9 @@ pub(crate) struct Decoder {
     local_rope: Option<Rope>,
     /// In the machine's memory: only the rows of a feed go to the device.
     embeddings: Table, // (vocab_size, hidden_size)
-    layers: Vec<Layer>,
+    layers: Vec<Layer<Linear, Norm>>,
     norm: Norm,
     head: Linear,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Option<Norm>,
-    qkv: Linear,
-    query_norm: Option<Norm>,
-    key_norm: Option<Norm>,
-    out: Linear,
-    attention_post_norm: Option<Norm>,
-    mlp_norm: Option<Norm>,
-    feed_forward: FeedForward,
-    mlp_post_norm: Option<Norm>,
-    window: Option<usize>,
 }
 
 /// Rotations and masks of a feed.
@@ -80,15 +66,13 @@ impl Decoder {
         // Gemma's activations can be larger than what F16 holds.
         let f16 = if config.family.is_gemma() { DType::BF16 } else { DType::F16 };
         let target = &Target { f16, ..target.clone() };
-        let naming = reader.naming();
-        let embedding = DecoderConfig::embedding_name(naming);
+        let embedding = DecoderConfig::embedding_name(reader.naming());
         let embeddings = reader.table(&format!("{embedding}.weight"), config.hidden_size)?;
-        let layers = (0..config.n_layers)
-            .map(|layer_idx| Layer::load(config, layer_idx, heads, reader, target))
-            .collect::<Result<_>>()?;
-        let norm = load_norm(config, DecoderConfig::norm_name(naming), reader, target)?;
-        let head = if config.is_tied { embedding } else { DecoderConfig::head_name(naming) };
-        let head = Matrix::new(head.to_owned(), config.vocab_size);
+        let mut loader = Loader { reader, target, eps: config.rms_norm_eps as f32 };
+        let layers =
+            (0..config.n_layers).map(|layer_idx| Layer::load(config, layer_idx, &mut loader));
+        let layers = layers.collect::<Result<_>>()?;
+        let (norm, head) = head(config, &mut loader)?;
         Ok(Self {
             device: target.device.clone(),
             attention: Attention { heads, cap: config.attention_cap, max_scores: MAX_SCORES },
@@ -102,7 +86,7 @@ impl Decoder {
             embeddings,
             layers,
             norm,
-            head: Linear::load(&[head], config.hidden_size, false, reader, target)?,
+            head,
         })
     }
 
@@ -200,7 +184,7 @@ impl Decoder {
     /// `(n_rows, n_heads · head_dim)`.
     fn attention(
         &self,
-        layer: &Layer,
+        layer: &Layer<Linear, Norm>,
         layer_idx: usize,
         parts: &[Segment<'_>],
         feed: &mut Feed,
@@ -245,64 +229,31 @@ impl Decoder {
     }
 }
 
-/// A normalisation's weights, with the 1 that the file may lack.
-fn load_norm(
-    config: &DecoderConfig,
-    name: &str,
-    reader: &mut Reader<'_>,
-    target: &Target,
-) -> Result<Norm> {
-    let offset = if config.is_norm_offset { 1.0 } else { 0.0 };
-    let weight = reader.vector(&format!("{name}.weight"))?;
-    let weight = weight.into_iter().map(|weight| weight + offset).collect();
-    Norm::new(weight, config.rms_norm_eps as f32, target)
+/// Puts weights on a device.
+struct Loader<'a, 'w> {
+    reader: &'a mut Reader<'w>,
+    target: &'a Target,
+    eps: f32,
 }
 
-impl Layer {
-    fn load(
-        config: &DecoderConfig,
-        layer_idx: usize,
-        heads: Heads,
-        reader: &mut Reader<'_>,
-        target: &Target,
-    ) -> Result<Self> {
-        let (hidden, naming) = (config.hidden_size, reader.naming());
-        let parts = config.parts(layer_idx);
-        let norm = |part, reader: &mut Reader<'_>| {
-            if !parts.iter().any(|(known, ..)| *known == part) {
-                return Ok(None);
-            }
-            let name = config.name(naming, layer_idx, part, 0);
-            load_norm(config, &name, reader, target).map(Some)
-        };
-        let (q, kv) = (heads.q_width(), heads.kv_width());
-        // llama.cpp rotates neighbours in files of this architecture.
-        let is_paired =
-            naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);
-        let paired_heads = is_paired.then_some(config.head_dim);
-        let matrix = |part, n_out| Matrix::new(config.name(naming, layer_idx, part, 0), n_out);
-        let qkv = if config.is_fused() {
-            vec![matrix(Part::QueryKeyValue, q + 2 * kv)]
-        } else {
-            vec![
-                Matrix { paired_heads, ..matrix(Part::Query, q) },
-                Matrix { paired_heads, ..matrix(Part::Key, kv) },
-                matrix(Part::Value, kv),
-            ]
-        };
-        let out = [matrix(Part::Output, hidden)];
-        Ok(Self {
-            attention_norm: norm(Part::AttentionNorm, reader)?,
-            qkv: Linear::load(&qkv, hidden, config.has_qkv_bias, reader, target)?,
-            query_norm: norm(Part::QueryNorm, reader)?,
-            key_norm: norm(Part::KeyNorm, reader)?,
-            out: Linear::load(&out, q, config.has_o_bias, reader, target)?,
-            attention_post_norm: norm(Part::AttentionPostNorm, reader)?,
-            mlp_norm: norm(Part::MlpNorm, reader)?,
-            feed_forward: FeedForward::load(config, layer_idx, reader, target)?,
-            mlp_post_norm: norm(Part::MlpPostNorm, reader)?,
-            window: config.windows[layer_idx],
-        })
+impl Load for Loader<'_, '_> {
+    type Linear = Linear;
+    type Norm = Norm;
+
+    fn naming(&self) -> Naming {
+        self.reader.naming()
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        self.reader.vector(name)
+    }
+
+    fn linear(&mut self, matrices: &[Matrix], n_in: usize, has_bias: bool) -> Result<Linear> {
+        Linear::load(matrices, n_in, has_bias, self.reader, self.target)
+    }
+
+    fn norm(&mut self, weight: Vec<f32>) -> Result<Norm> {
+        Norm::new(weight, self.eps, self.target)
     }
 }
 
