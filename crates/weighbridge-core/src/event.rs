@@ -137,6 +137,12 @@ pub trait EventSink: Send {
     /// Takes one event, in order. Cheap, awaits nothing. `Break` asks for an orderly early stop:
     /// a completion with [`StopReason::Cancelled`](crate::StopReason::Cancelled).
     fn push(&mut self, event: Event<'_>) -> ControlFlow<()>;
+
+    /// Whether somebody follows the events as they come, as by default. A backend may give the others
+    /// more throughput at less even steps.
+    fn is_watched(&self) -> bool {
+        true
+    }
 }
 
 impl<F: FnMut(Event<'_>) -> ControlFlow<()> + Send> EventSink for F {
@@ -172,5 +178,9 @@ impl EventSink for StopSink {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    fn is_watched(&self) -> bool {
+        self.n_left.is_some()
     }
 }

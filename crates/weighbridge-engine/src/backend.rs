@@ -309,6 +309,7 @@ impl Backend for LocalBackend {
                 n_positions: n_prompt.saturating_add(max_tokens as usize),
             },
             is_deterministic: request.deterministic,
+            is_watched: sink.is_watched(),
             stop: Arc::default(),
             events,
         })?;
@@ -348,6 +349,7 @@ impl Backend for LocalBackend {
             let handle = self.submit(|events| Job {
                 task: Task::Score(Box::new(scoring)),
                 is_deterministic: request.deterministic,
+                is_watched: false,
                 stop: Arc::default(),
                 events,
             })?;
@@ -398,6 +400,7 @@ impl Backend for LocalBackend {
         let handle = self.submit(|events| Job {
             task: Task::Embed(job::Embedding { texts, vectors: Vec::new() }),
             is_deterministic: false,
+            is_watched: false,
             stop: Arc::default(),
             events,
         })?;

@@ -23,6 +23,8 @@ pub(crate) struct Job {
     pub(crate) task: Task,
     /// Alone on the engine, with fixed chunks, without prefix reuse.
     pub(crate) is_deterministic: bool,
+    /// Somebody follows its events.
+    pub(crate) is_watched: bool,
     /// Asks for an orderly end.
     pub(crate) stop: Arc<AtomicBool>,
     /// Where events go; a caller that is gone is the hard cancel.
@@ -128,6 +130,7 @@ pub(crate) enum Delivery {
 pub(crate) struct Call {
     pub(crate) task: CallTask,
     pub(crate) is_deterministic: bool,
+    pub(crate) is_watched: bool,
     stop: Arc<AtomicBool>,
     events: mpsc::Sender<JobEvent>,
     outbox: VecDeque<JobEvent>,
@@ -149,12 +152,14 @@ impl Call {
     pub(crate) fn new(
         task: CallTask,
         is_deterministic: bool,
+        is_watched: bool,
         stop: Arc<AtomicBool>,
         events: mpsc::Sender<JobEvent>,
     ) -> Self {
         Self {
             task,
             is_deterministic,
+            is_watched,
             stop,
             events,
             outbox: VecDeque::new(),

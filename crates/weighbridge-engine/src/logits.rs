@@ -205,7 +205,7 @@ pub trait LogitsEngine {
     /// What it can do.
     fn caps(&self) -> &EngineCaps;
 
-    /// Appends spans and hands out the wanted rows, in the order of spans and positions.
+    /// Appends spans and hands out the wanted rows, those of a span in the order of their positions.
     ///
     /// # Errors
     /// If `pos` is not the sequence's length, a token is not below `n_vocab`, a limit of

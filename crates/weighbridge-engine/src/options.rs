@@ -42,7 +42,8 @@ pub struct EngineOptions {
     /// How long a feed of prompt tokens may take, so that a cancel is never waited for longer;
     /// default 2 s.
     pub cancel_latency: Duration,
-    /// How long it may take while other sequences decode, which wait for it; default 250 ms.
+    /// How long it may take while other sequences decode whose events somebody follows
+    /// ([`EventSink::is_watched`](weighbridge_core::EventSink::is_watched)); default 250 ms.
     pub decode_latency: Duration,
     /// Prompt tokens per feed of a deterministic request; default 32.
     pub deterministic_chunk: u32,

@@ -18,6 +18,8 @@ use crate::native;
 
 /// Lines of the engine's log in an error.
 const N_LOG_LINES: usize = 8;
+/// Rows of queries that llama.cpp's attention takes together on a CPU, if a batch has as many.
+const TILE: usize = 64;
 
 /// One context and its sequences.
 pub(crate) struct Decoder<'m> {
@@ -31,6 +33,7 @@ pub(crate) struct Decoder<'m> {
     /// Sequences of the feed that runs.
     is_in_feed: Vec<bool>,
     truncate: Truncate,
+    is_on_cpu: bool,
     id: u64,
 }
 
@@ -42,7 +45,12 @@ struct State {
 
 impl<'m> Decoder<'m> {
     /// `id` is unlike that of any other decoder of the process.
-    pub(crate) fn new(context: LlamaContext<'m>, caps: &EngineCaps, id: u64) -> Self {
+    pub(crate) fn new(
+        context: LlamaContext<'m>,
+        caps: &EngineCaps,
+        is_on_cpu: bool,
+        id: u64,
+    ) -> Self {
         let n_seqs = caps.max_seqs as usize;
         Self {
             // One sequence id for each token is all that is ever written into it.
@@ -52,6 +60,7 @@ impl<'m> Decoder<'m> {
             wanted: Vec::with_capacity(caps.max_rows as usize),
             is_in_feed: vec![false; n_seqs],
             truncate: caps.truncate,
+            is_on_cpu,
             id,
         }
     }
@@ -83,10 +92,25 @@ impl<'m> Decoder<'m> {
         rows: &mut dyn RowSink,
     ) -> Result<()> {
         self.is_in_feed.fill(false);
+        self.check(spans, caps)?;
+        if self.is_on_cpu && is_mixed(spans) {
+            self.compute(spans, |span| span.len() == 1, rows)?;
+            return self.compute(spans, |span| span.len() != 1, rows);
+        }
+        self.compute(spans, |_| true, rows)
+    }
+
+    /// Computes some of the checked spans in one batch.
+    fn compute(
+        &mut self,
+        spans: &[Span<'_>],
+        is_chosen: impl Fn(&Span<'_>) -> bool,
+        rows: &mut dyn RowSink,
+    ) -> Result<()> {
         self.batch.clear();
         self.wanted.clear();
-        self.check(spans, caps)?;
-        for (span_idx, span) in spans.iter().enumerate() {
+        let chosen = || spans.iter().enumerate().filter(|(_, span)| is_chosen(span));
+        for (span_idx, span) in chosen() {
             self.add(span_idx, span)?;
         }
         if self.batch.n_tokens() == 0 {
@@ -99,7 +123,7 @@ impl<'m> Decoder<'m> {
                 .with("n_tokens", self.batch.n_tokens())
                 .with("n_ctx", self.context.n_ctx()));
         }
-        for span in spans {
+        for (_, span) in chosen() {
             self.lens[span.seq.0 as usize] += span.len() as u32;
         }
         if self.wanted.is_empty() {
@@ -297,6 +321,14 @@ impl<'m> Decoder<'m> {
             false => Err(out_of_range("sequence", seq.0, self.lens.len() as u32)),
         }
     }
+}
+
+/// Whether single tokens go beside whole tiles of longer spans. On a CPU those are better computed
+/// apart: a tile that has rows of a prompt and of other sequences attends to all that any of them
+/// has, and most of it is masked. Short prompts are worth no second pass over the weights.
+fn is_mixed(spans: &[Span<'_>]) -> bool {
+    let n_long: usize = spans.iter().map(Span::len).filter(|len| *len > 1).sum();
+    n_long >= TILE && spans.iter().any(|span| span.len() == 1)
 }
 
 fn failure(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {

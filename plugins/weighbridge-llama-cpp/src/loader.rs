@@ -135,7 +135,7 @@ impl LlamaLoader {
         &self,
         runtime: &Runtime,
         context: &OpenContext,
-    ) -> Result<(LlamaModel, Option<LlamaLoraAdapter>, String)> {
+    ) -> Result<(LlamaModel, Option<LlamaLoraAdapter>, Option<String>)> {
         let shown = context.clone();
         let mut params = LlamaModelParams::default()
             .with_use_mmap(self.options.has_mmap)
@@ -195,8 +195,8 @@ impl LlamaLoader {
         })
     }
 
-    /// Where the weights really are, from the engine's own words.
-    fn device(&self, devices: &[LlamaBackendDevice], log: &[String]) -> Result<String> {
+    /// Where the weights really are, from the engine's own words; `None`: in the CPU's memory.
+    fn device(&self, devices: &[LlamaBackendDevice], log: &[String]) -> Result<Option<String>> {
         let buffers: Vec<&str> = log.iter().filter_map(|line| buffer_name(line)).collect();
         let used = devices.iter().filter(|device| {
             device.device_type != LlamaBackendDeviceType::Cpu
@@ -216,11 +216,11 @@ impl LlamaLoader {
                     device_names(devices)
                 ),
             )),
-            true => Ok("cpu".to_owned()),
+            true => Ok(None),
             false => {
                 let offloaded = log.iter().find_map(|line| line.split_once("offloaded "));
                 let layers = offloaded.map_or("", |(_, layers)| layers);
-                Ok(format!("{}, {layers}", used.join(", ")))
+                Ok(Some(format!("{}, {layers}", used.join(", "))))
             }
         }
     }
@@ -317,6 +317,7 @@ impl LlamaLoader {
         runtime: &Runtime,
         model: &'m LlamaModel,
         adapter: Option<&mut LlamaLoraAdapter>,
+        is_on_cpu: bool,
         caps: &mut EngineCaps,
     ) -> Result<Decoder<'m>> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -341,7 +342,8 @@ impl LlamaLoader {
                 self.load_error("apply the adapter to", &native::take_log()).with_source(error)
             })?;
         }
-        let mut decoder = Decoder::new(context, caps, NEXT_ID.fetch_add(1, Ordering::Relaxed));
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let mut decoder = Decoder::new(context, caps, is_on_cpu, id);
         decoder.warm_up(caps)?;
         Ok(decoder)
     }
@@ -397,7 +399,10 @@ impl EngineLoader for LlamaLoader {
         let mut caps = self.caps(&model);
         let decoder = match self.is_encoder() {
             true => None,
-            false => Some(self.decoder(runtime, &model, adapter.as_mut(), &mut caps)?),
+            false => {
+                let is_on_cpu = device.is_none();
+                Some(self.decoder(runtime, &model, adapter.as_mut(), is_on_cpu, &mut caps)?)
+            }
         };
         let embedder = match has_embeddings {
             true => Some(self.embedder(runtime, &model, adapter.as_mut(), &mut caps)?),
@@ -408,7 +413,7 @@ impl EngineLoader for LlamaLoader {
         card.weights_sha256 = Some(sha256);
         card.n_ctx = Some(self.n_ctx);
         card.n_params = Some(model.n_params());
-        card.device = Some(device);
+        card.device = Some(device.unwrap_or_else(|| "cpu".to_owned()));
         let text = TextModel {
             card,
             table: Arc::new(vocab::table(&model)),

@@ -49,10 +49,11 @@ impl Scheduler {
         let started = Instant::now();
         let (slots, calls, table) = (&mut self.slots, &mut self.calls, &self.table);
         let mut n_rows = vec![0; plan.len()];
-        let is_prefill = plan.iter().any(|part| {
+        let is_of_prompt = |part: &&Part| {
             let unit = slots[part.slot_idx].unit.as_ref();
             part.tokens.len() > 1 || unit.is_some_and(|unit| !unit.sequence.is_decoding())
-        });
+        };
+        let n_prompt: usize = plan.iter().filter(is_of_prompt).map(|part| part.tokens.len()).sum();
         let result = engine.feed(&spans, &mut |span_idx: usize, pos: u32, logits: &[f32]| {
             let unit = plan.get(span_idx).and_then(|p| slots.get_mut(p.slot_idx)?.unit.as_mut());
             let Some(unit) = unit else { return };
@@ -65,8 +66,8 @@ impl Scheduler {
         let n_tokens: usize = plan.iter().map(|part| part.tokens.len()).sum();
         if result.is_err() {
             // Says nothing about speed.
-        } else if is_prefill {
-            self.chunk.measured(n_tokens, took);
+        } else if n_prompt > 0 {
+            self.chunk.measured(n_prompt, n_tokens, took);
         } else if self.caps.batching != Batching::One {
             self.width.measured(plan.len(), took);
         }
@@ -93,8 +94,10 @@ impl Scheduler {
             n_rows: self.caps.max_rows.max(1) as usize,
             parts: Vec::new(),
         };
-        let is_decoding = |(_, unit): &(usize, &Unit)| unit.sequence.is_decoding();
-        let latency = match runnable.iter().any(is_decoding) {
+        let is_followed = |(_, unit): &(usize, &Unit)| {
+            unit.sequence.is_decoding() && self.calls.get(&unit.call).is_some_and(|c| c.is_watched)
+        };
+        let latency = match runnable.iter().any(is_followed) {
             true => self.tuning.decode_latency.min(self.tuning.cancel_latency),
             false => self.tuning.cancel_latency,
         };
@@ -123,10 +126,9 @@ impl Scheduler {
         let (decoding, mut prompts): (Vec<_>, Vec<_>) =
             together.into_iter().partition(|(_, unit)| unit.sequence.is_decoding());
         prompts.sort_by_key(|(_, unit)| unit.call);
-        // Beside decoding sequences each feed is as full as it may be: each costs them a step.
         let mut n_left = match decoding.is_empty() {
             true => self.chunk.share(n_tokens, latency),
-            false => self.chunk.size(latency),
+            false => self.chunk.beside(latency),
         };
         let mut prompts = prompts.into_iter();
         if !first.sequence.is_decoding()

@@ -10,8 +10,8 @@
 //!   one prompt; with `One` sequences take turns. How many run together is measured
 //!   ([`width`]).
 //! - **Chunks** of prompts begin small and grow or shrink so that a feed stays below the promised cancel
-//!   latency, and below a shorter one while other sequences decode. Where none decodes,
-//!   prompts that take several are cut into chunks of about one size, large ones of whole tiles of 64.
+//!   latency, and below a shorter one while sequences decode whose events somebody follows. Where none
+//!   decodes, prompts that take several are cut into chunks of about one size, large ones of whole tiles of 64.
 //! - **Prefix cache.** Slots keep their tokens after their sequence has ended, and a radix tree
 //!   ([`prefix`]) knows all of them. A new sequence begins with the longest beginning of it that any slot
 //!   has: by a fork, or by taking an idle slot over. A sequence whose beginning is being fed for another
@@ -66,7 +66,7 @@ const MIN_PARKED: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Tuning {
     pub(crate) max_concurrency: u32,
-    /// How long a feed may take while others decode.
+    /// How long a feed may take while others decode that somebody follows.
     pub(crate) decode_latency: Duration,
     pub(crate) reuses_prefixes: bool,
     pub(crate) deterministic_chunk: usize,
@@ -226,7 +226,10 @@ impl Scheduler {
             }
             Task::Embed(embedding) => CallTask::Embed(embedding),
         };
-        self.calls.insert(id, Call::new(task, job.is_deterministic, job.stop, job.events));
+        self.calls.insert(
+            id,
+            Call::new(task, job.is_deterministic, job.is_watched, job.stop, job.events),
+        );
     }
 
     /// Delivers events, forgets calls whose caller is gone, ends those that were asked to stop.

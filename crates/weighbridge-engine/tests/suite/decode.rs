@@ -6,8 +6,8 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use weighbridge_core::{
-    ErrorKind, Event, Message, Prompt, Reasoning, Request, RequestOption, Sampling, StopReason,
-    TokenId,
+    BackendExt, ErrorKind, Event, Message, Prompt, Reasoning, Request, RequestOption, Sampling,
+    StopReason, TokenId,
 };
 use weighbridge_engine::EngineOptions;
 use weighbridge_engine::detokenizer::Detokenizer;
@@ -16,7 +16,7 @@ use weighbridge_engine::sampler::{Sampler, SamplerParams};
 use weighbridge_engine::stop::StopScanner;
 use weighbridge_engine::toy::{END, N_VOCAB, ToyOptions, row, table};
 
-use crate::support::{Seen, TEMPLATE, complete, generate, open, text, tokens, toy};
+use crate::support::{Seen, TEMPLATE, complete, generate, open, text, tokens, toy, wait_for};
 
 /// What greedy decoding says after "a": each letter is followed by the one three further.
 const AFTER_A: &str = "dgjmpsvy.ehknqtwzcfilorux dgjmpsvy.";
@@ -435,4 +435,28 @@ fn long_prompts_report_progress_and_chunks_respect_the_latency() {
     assert!(n_done.is_sorted());
     // 60 ms are 60 tokens at most; a sleep may take a little longer than asked.
     assert!(toy.counters.largest_feed() <= 64, "{}", toy.counters.largest_feed());
+}
+
+#[test]
+fn feeds_are_short_only_while_somebody_follows_what_is_decoded() {
+    for is_followed in [true, false] {
+        let options =
+            ToyOptions { delay_per_token: Duration::from_millis(1), ..ToyOptions::default() };
+        let mut engine_options = EngineOptions::new("toy");
+        engine_options.decode_latency = Duration::from_millis(30);
+        let toy = open(options, engine_options);
+        let decoded = text("a").with_max_tokens(300);
+        std::thread::scope(|scope| {
+            let decoding = scope.spawn(|| match is_followed {
+                true => generate(&*toy.backend, &decoded, &mut Seen::default()).unwrap(),
+                false => toy.backend.complete_blocking(&decoded).unwrap(),
+            });
+            wait_for("the first feed", || toy.counters.n_feeds() >= 1);
+            complete(&*toy.backend, &text(&"abc".repeat(200)).with_max_tokens(1));
+            assert!(!decoding.is_finished(), "it decoded beside all of the prompt");
+        });
+        let largest = toy.counters.largest_feed();
+        let is_short = largest <= 40;
+        assert_eq!(is_short, is_followed, "{largest} tokens");
+    }
 }

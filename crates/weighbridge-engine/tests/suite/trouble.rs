@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_core::Stream;
 use weighbridge_core::{
@@ -16,19 +16,10 @@ use weighbridge_engine::logits::{Batching, Fork, LogitsEngine, Truncate};
 use weighbridge_engine::toy::{ToyLoader, ToyOptions};
 use weighbridge_engine::{EngineOptions, LocalBackend};
 
-use crate::support::{Seen, complete, generate, open, text, toy};
+use crate::support::{Seen, complete, generate, open, text, toy, wait_for};
 
 fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut Context::from_waker(Waker::noop()))
-}
-
-#[track_caller]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "waited too long for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

@@ -184,6 +184,10 @@ impl EventSink for OneAttempt<'_> {
             }
         }
     }
+
+    fn is_watched(&self) -> bool {
+        self.sink.is_watched()
+    }
 }
 
 /// A call without a sink, tried until it has a result.

@@ -57,6 +57,10 @@ impl EventSink for FirstContent {
         }
         ControlFlow::Continue(())
     }
+
+    fn is_watched(&self) -> bool {
+        false
+    }
 }
 
 /// Makes a call, again where that is allowed, until it has an outcome.
