@@ -14,7 +14,7 @@ use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use weighbridge_core::{Backend, CompletionStream, Event, StreamItem};
+use weighbridge_core::{Backend, BackendExt, CompletionStream, Event, StreamItem};
 
 use crate::answer::{Label, document};
 use crate::chunks::{Chunker, write};
@@ -171,35 +171,30 @@ async fn generate(
     let label =
         Label { shape, id: call.id(), created: now(), model: state.models[model].name.clone() };
     let backend = Arc::clone(&state.models[model].backend);
-    let generation = CompletionStream::owned(backend, asked.request);
     // A call that reached the backend is not a rejected one, whatever it comes to.
     Ok(if asked.streams {
+        let generation = CompletionStream::owned(backend, asked.request);
         stream_answer(generation, call, Chunker::new(label, asked.includes_usage)).await
     } else {
-        whole_answer(generation, call, &label).await
+        whole_answer(&*backend, &asked.request, call, &label).await
     })
 }
 
+/// Nobody follows this one, which a backend may serve the sooner.
 async fn whole_answer(
-    mut generation: CompletionStream<'static>,
+    backend: &dyn Backend,
+    request: &weighbridge_core::Request,
     call: CallGuard,
     label: &Label,
 ) -> Answer {
-    loop {
-        match generation.next().await {
-            Some(Ok(StreamItem::Completion(completion))) => {
-                call.end(JournalEvent::Completed);
-                return json_answer(StatusCode::OK, &document(label, &completion));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                call.end(JournalEvent::Failed);
-                return refuse(&Failure::from(&error));
-            }
-            None => {
-                call.end(JournalEvent::Failed);
-                return refuse(&no_terminal());
-            }
+    match backend.complete(request).await {
+        Ok(completion) => {
+            call.end(JournalEvent::Completed);
+            json_answer(StatusCode::OK, &document(label, &completion))
+        }
+        Err(error) => {
+            call.end(JournalEvent::Failed);
+            refuse(&Failure::from(&error))
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::native;
 /// Lines of the engine's log in an error.
 const N_LOG_LINES: usize = 8;
 /// Rows of queries that llama.cpp's attention takes together on a CPU, if a batch has as many.
-const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// One context and its sequences.
 pub(crate) struct Decoder<'m> {
@@ -33,7 +33,8 @@ pub(crate) struct Decoder<'m> {
     /// Sequences of the feed that runs.
     is_in_feed: Vec<bool>,
     truncate: Truncate,
-    is_on_cpu: bool,
+    /// Single tokens and whole tiles of longer spans are computed apart ([`is_mixed`]).
+    splits_feeds: bool,
     id: u64,
 }
 
@@ -48,7 +49,7 @@ impl<'m> Decoder<'m> {
     pub(crate) fn new(
         context: LlamaContext<'m>,
         caps: &EngineCaps,
-        is_on_cpu: bool,
+        splits_feeds: bool,
         id: u64,
     ) -> Self {
         let n_seqs = caps.max_seqs as usize;
@@ -60,7 +61,7 @@ impl<'m> Decoder<'m> {
             wanted: Vec::with_capacity(caps.max_rows as usize),
             is_in_feed: vec![false; n_seqs],
             truncate: caps.truncate,
-            is_on_cpu,
+            splits_feeds,
             id,
         }
     }
@@ -93,7 +94,7 @@ impl<'m> Decoder<'m> {
     ) -> Result<()> {
         self.is_in_feed.fill(false);
         self.check(spans, caps)?;
-        if self.is_on_cpu && is_mixed(spans) {
+        if self.splits_feeds && is_mixed(spans) {
             self.compute(spans, |span| span.len() == 1, rows)?;
             return self.compute(spans, |span| span.len() != 1, rows);
         }

@@ -22,7 +22,7 @@ use weighbridge_engine::logits::{
 };
 use weighbridge_models::gguf::Gguf;
 
-use crate::decoder::{Decoder, with_log};
+use crate::decoder::{Decoder, TILE, with_log};
 use crate::embedder::Embedder;
 use crate::engine::LlamaEngine;
 use crate::options::{FlashAttention, Options};
@@ -317,7 +317,7 @@ impl LlamaLoader {
         runtime: &Runtime,
         model: &'m LlamaModel,
         adapter: Option<&mut LlamaLoraAdapter>,
-        is_on_cpu: bool,
+        splits_feeds: bool,
         caps: &mut EngineCaps,
     ) -> Result<Decoder<'m>> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -343,7 +343,7 @@ impl LlamaLoader {
             })?;
         }
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let mut decoder = Decoder::new(context, caps, is_on_cpu, id);
+        let mut decoder = Decoder::new(context, caps, splits_feeds, id);
         decoder.warm_up(caps)?;
         Ok(decoder)
     }
@@ -400,8 +400,12 @@ impl EngineLoader for LlamaLoader {
         let decoder = match self.is_encoder() {
             true => None,
             false => {
-                let is_on_cpu = device.is_none();
-                Some(self.decoder(runtime, &model, adapter.as_mut(), is_on_cpu, &mut caps)?)
+                // Its attention goes tile by tile with this type of keys and values only.
+                let has_tiles = device.is_none()
+                    && self.options.flash_attention != FlashAttention::Off
+                    && !self.options.kv_type.is_quantized()
+                    && self.options.n_ubatch as usize >= TILE;
+                Some(self.decoder(runtime, &model, adapter.as_mut(), has_tiles, &mut caps)?)
             }
         };
         let embedder = match has_embeddings {

@@ -55,7 +55,7 @@ impl KvType {
         }
     }
 
-    fn is_quantized(self) -> bool {
+    pub(crate) fn is_quantized(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4_0)
     }
 }

@@ -128,7 +128,7 @@ impl Scheduler {
         prompts.sort_by_key(|(_, unit)| unit.call);
         let mut n_left = match decoding.is_empty() {
             true => self.chunk.share(n_tokens, latency),
-            false => self.chunk.beside(latency),
+            false => self.chunk.beside(decoding.len(), latency),
         };
         let mut prompts = prompts.into_iter();
         if !first.sequence.is_decoding()
@@ -230,8 +230,8 @@ impl Scheduler {
         let n_expected = n_before + part.tokens.len();
         let n_after = engine.len(id) as usize;
         if let Err(error) = result {
-            // A row that came has moved `first_row` on. One that did not come is had by feeding its
-            // token again.
+            // The row of a generation that came has moved `first_row` on. One that did not come is had
+            // by feeding its token again, as are all of a scoring.
             let n_wanted = n_after.min(unit.sequence.first_row);
             let is_known = n_before <= n_after && n_after <= n_expected;
             let n_kept = match is_known {
