@@ -2,6 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use weighbridge_models::decoder::DecoderConfig;
 
 use crate::cache::LayerCache;
 use crate::ops::{LANES, lanes, load, mul_add, soft_cap, softmax, with_tile};
@@ -15,6 +16,10 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
+    pub(crate) fn of(config: &DecoderConfig) -> Self {
+        Self { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, head_dim: config.head_dim }
+    }
+
     /// Width of all query heads.
     pub(crate) fn q_width(self) -> usize {
         self.n_heads * self.head_dim

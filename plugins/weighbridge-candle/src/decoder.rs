@@ -58,11 +58,7 @@ impl Decoder {
         n_ctx: usize,
         reader: &mut Reader<'_>,
     ) -> Result<Self> {
-        let heads = Heads {
-            n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-        };
+        let heads = Heads::of(config);
         let embedding = DecoderConfig::embedding_name(reader.naming());
         let embeddings = reader.table(&format!("{embedding}.weight"), config.hidden_size)?;
         let layers = (0..config.n_layers).map(|layer_idx| Layer::load(config, layer_idx, reader));

@@ -6,6 +6,7 @@
 use weighbridge_core::Result;
 use weighbridge_models::decoder::{Activation, DecoderConfig, Family, Naming, Part};
 
+use crate::attention::Heads;
 use crate::weights::Matrix;
 
 /// Makes a decoder's own things of the weights in a file.
@@ -75,7 +76,7 @@ impl<L, N> Layer<L, N> {
         loader: &mut impl Load<Linear = L, Norm = N>,
     ) -> Result<Self> {
         let (hidden, naming) = (config.hidden_size, loader.naming());
-        let (q, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let (q, kv) = (Heads::of(config).q_width(), Heads::of(config).kv_width());
         // llama.cpp rotates neighbours in files of this architecture.
         let is_paired =
             naming == Naming::Gguf && matches!(config.family, Family::Llama | Family::Mixtral);

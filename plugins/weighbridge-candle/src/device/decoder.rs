@@ -58,11 +58,7 @@ impl Decoder {
         reader: &mut Reader<'_>,
         target: &Target,
     ) -> Result<Self> {
-        let heads = Heads {
-            n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-        };
+        let heads = Heads::of(config);
         // Gemma's activations can be larger than what F16 holds.
         let f16 = if config.family.is_gemma() { DType::BF16 } else { DType::F16 };
         let target = &Target { f16, ..target.clone() };
