@@ -79,11 +79,8 @@ impl ChunkSize {
         let seconds = took.as_secs_f64() / n_tokens.max(1) as f64;
         let is_whole = n_prompt >= TILE;
         // Reading the weights is most of a small feed, so it says little about a large one.
-        let is_telling = match is_whole {
-            true => n_prompt >= (self.n_largest / 8).min(TILE),
-            false => 4 * n_prompt >= self.n_largest.min(TILE),
-        };
-        if is_telling && is_whole {
+        let is_telling = is_whole || 4 * n_prompt >= self.n_largest.min(TILE);
+        if is_whole {
             self.whole = self.whole.map(|whole| whole * DOUBT.powi(self.n_parts));
             self.n_parts = 0;
         } else if is_telling {
